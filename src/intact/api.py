@@ -1,0 +1,106 @@
+"""The verbs of Intact, from an unmodified module to an integer model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from intact import graph as _graph
+from intact.calibration import calibrate
+from intact.engine import QModel, convert, load, save
+from intact.errors import CalibrationError
+from intact.graph import FloatModel
+from intact.graph.capture import normalise_example
+from intact.graph.passes import DEFAULT_PASSES, transform
+from intact.graph.signature import split_batch
+from intact.planning import Recipe, plan
+from intact.simulation import prepare
+from intact.targets import Target, get_target
+
+__all__ = ["calibrate", "capture", "convert", "load", "plan", "prepare", "quantize", "save"]
+
+
+def capture(model: nn.Module, example_inputs: Any) -> FloatModel:
+    """Capture a module as a float graph: batch norms folded, activations fused, dropout gone.
+
+    The module is not changed. The batch size stays free.
+
+    Args:
+        model: any ``nn.Module``, in training or evaluation mode.
+        example_inputs: a batch: a tensor, a tuple of positional inputs, or a dict of keyword inputs.
+
+    Raises:
+        CaptureError: if the model cannot be captured; names the module and the reason.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+    >>> [n.op for n in capture(net, torch.randn(2, 3, 8, 8)).graph]
+    ['input', 'conv']
+    """
+    return transform(_graph.capture(model, example_inputs), DEFAULT_PASSES)
+
+
+def quantize(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    target: str | Target = "onnxruntime",
+    recipe: Recipe | None = None,
+    example_inputs: Any = None,
+    progress: bool | None = None,
+) -> QModel:
+    """Quantize a module in one call: capture, plan, prepare, calibrate, convert.
+
+    Args:
+        model: an unmodified float module; it is not changed.
+        data: calibration batches: tensors, tuples (inputs first), or dicts by input name. A DataLoader that
+            yields (inputs, labels) works as it is.
+        target: the runtime whose codes the integer model gives.
+        recipe: rules for parts of the model; by default everything that the target can run is quantized.
+        example_inputs: inputs to capture with; by default the first batch of ``data``.
+        progress: show a progress bar; by default only on a terminal.
+
+    Raises:
+        CaptureError, PlanError: before the data is read.
+        CalibrationError: if there is no data, or it does not fit the model.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    >>> q = quantize(net, [torch.randn(32, 8)])
+    >>> q(torch.randn(5, 8)).shape
+    torch.Size([5, 4])
+    """
+    get_target(target)
+    if example_inputs is None:
+        example_inputs, data = _first_inputs(model, data)
+    fm = capture(model, example_inputs)
+    qfloat = prepare(fm, plan(fm, target=target, recipe=recipe))
+    return convert(calibrate(qfloat, data, progress=progress))
+
+
+def _first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """Inputs of the first batch, and data that still holds it."""
+    import inspect
+
+    if not isinstance(data, Iterable) or not isinstance(model, nn.Module):
+        raise CalibrationError("quantize takes a module and an iterable of batches",
+                               got=f"{type(model).__name__}, {type(data).__name__}",
+                               fix="pass a list of batches, such as [x], or a DataLoader")
+    iterator = iter(data)
+    try:
+        item = next(iterator)
+    except StopIteration:
+        raise CalibrationError("there is no calibration data", got="0 batches",
+                               fix="pass a non-empty iterable; a generator can be consumed only once") from None
+    parameters = inspect.signature(model.forward).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    names = [p.name for p in parameters]
+    from collections.abc import Mapping
+
+    mapping = isinstance(item, Mapping) or (isinstance(item, (tuple, list)) and item and isinstance(item[0], Mapping))
+    args, kwargs = split_batch(item, names if mapping else required[: max(1, len(required))])
+    rest = itertools.chain([item], iterator) if iterator is data else data
+    return normalise_example(kwargs or args)[0] or kwargs, rest

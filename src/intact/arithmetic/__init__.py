@@ -1,0 +1,29 @@
+"""The number rules of runtimes: quantize, round, saturate, accumulate, requantize. The only room that rounds."""
+
+from intact.arithmetic.accumulate import accumulator_bounds, carrier_for
+from intact.arithmetic.arithmetic import REFERENCE, Arithmetic, BinaryRule, PoolRule
+from intact.arithmetic.elementwise import add_codes, fma_float32, mul_codes, sub_codes
+from intact.arithmetic.quantize import dequantize, quantize, quantize_weight
+from intact.arithmetic.requantize import multiplier, requantize, saturate
+from intact.arithmetic.rounding import Rounding, round_to_int
+
+__all__ = [
+    "REFERENCE",
+    "Arithmetic",
+    "BinaryRule",
+    "PoolRule",
+    "Rounding",
+    "accumulator_bounds",
+    "add_codes",
+    "carrier_for",
+    "dequantize",
+    "fma_float32",
+    "mul_codes",
+    "multiplier",
+    "quantize",
+    "quantize_weight",
+    "requantize",
+    "round_to_int",
+    "saturate",
+    "sub_codes",
+]

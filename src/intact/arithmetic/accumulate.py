@@ -1,0 +1,36 @@
+"""Static bounds of accumulators: in which carrier a sum of products of codes is exact."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["FLOAT32_EXACT", "INT32_MAX", "accumulator_bounds", "carrier_for"]
+
+FLOAT32_EXACT = 2**24  # every integer up to here, and so every partial sum below it, is a float32
+INT32_MAX = 2**31 - 1
+
+
+def accumulator_bounds(
+    weight_codes: torch.Tensor, zero_point: int, qmin: int, qmax: int, axis: int = 0
+) -> torch.Tensor:
+    """Largest magnitude of any partial sum, in any order, for each output channel (float64).
+
+    A partial sum of ``w * (x - zero_point)`` lies between the sum of the products' minima below
+    zero and the sum of their maxima above zero, so the two are bounded apart.
+
+    Args:
+        weight_codes: integers, output channels along ``axis``.
+        zero_point: of the activation, whose codes lie in ``[qmin, qmax]``.
+
+    >>> accumulator_bounds(torch.tensor([[1, -2]]), 0, 0, 255)
+    tensor([510.], dtype=torch.float64)
+    """
+    w = weight_codes.to(torch.float64).movedim(axis, 0).flatten(1)
+    positive, negative = w.clamp(min=0).sum(1), -w.clamp(max=0).sum(1)
+    above, below = float(max(qmax - zero_point, 0)), float(max(zero_point - qmin, 0))
+    return torch.maximum(positive * above + negative * below, positive * below + negative * above)
+
+
+def carrier_for(bound: float) -> torch.dtype:
+    """The float dtype in which every integer up to ``bound`` is exact."""
+    return torch.float32 if bound < FLOAT32_EXACT else torch.float64

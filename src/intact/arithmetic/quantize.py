@@ -1,0 +1,56 @@
+"""Real numbers to codes and back."""
+
+from __future__ import annotations
+
+import torch
+
+from intact.arithmetic.arithmetic import REFERENCE, Arithmetic
+from intact.arithmetic.rounding import round_to_int
+from intact.types import QParams, QTensor
+
+__all__ = ["dequantize", "quantize", "quantize_weight"]
+
+
+def quantize(
+    x: torch.Tensor, qparams: QParams, arithmetic: Arithmetic = REFERENCE
+) -> torch.Tensor:
+    """Codes of ``x`` as integer-valued float32: ``clamp(round(x / scale) + zero_point)``.
+
+    True division, zero point outside the rounding (ONNX ``QuantizeLinear``). Infinities saturate;
+    a NaN stays NaN and is for the caller to refuse.
+
+    >>> from intact.types import UINT8
+    >>> quantize(torch.tensor([0.25, 0.75, 1e9]), QParams.per_tensor(0.5, 3, UINT8))
+    tensor([  3.,   5., 255.])
+    """
+    scale, zero = qparams.broadcast(x.ndim)
+    codes = round_to_int(x / scale.to(x.device), arithmetic.rounding, inplace=True)
+    codes.add_(zero.to(x.device))
+    return codes.clamp_(qparams.qtype.qmin, qparams.qtype.qmax)
+
+
+def dequantize(codes: torch.Tensor, qparams: QParams) -> torch.Tensor:
+    """``(q - zero_point) * scale`` in float32 for codes in any carrier; one rounding, the product.
+
+    >>> from intact.types import UINT8
+    >>> dequantize(torch.tensor([3.0, 5.0]), QParams.per_tensor(0.5, 3, UINT8))
+    tensor([0., 1.])
+    """
+    scale, zero = qparams.broadcast(codes.ndim)
+    zero = zero.to(codes.device)
+    if codes.is_floating_point():
+        centred = (codes - zero.to(codes.dtype)).to(torch.float32)
+    else:
+        centred = (codes.to(torch.int32) - zero).to(torch.float32)
+    return centred * scale.to(codes.device)
+
+
+def quantize_weight(weight: torch.Tensor, qparams: QParams) -> QTensor:
+    """Codes of a constant tensor, in storage dtype; rounded half to even, in float64.
+
+    float64 division makes the codes independent of the target: they are data, not arithmetic.
+    """
+    scale, zero = qparams.broadcast(weight.ndim)
+    codes = (weight.detach().to(torch.float64) / scale.to(torch.float64)).round() + zero
+    codes = codes.clamp(qparams.qtype.qmin, qparams.qtype.qmax)
+    return QTensor(codes.to(qparams.qtype.storage), qparams)

@@ -1,0 +1,132 @@
+"""The calibration loop: one float pass over the data, in constant memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from intact.errors import CalibrationError, IntactError, NonFiniteError
+from intact.graph import FloatModel, Node
+from intact.graph.signature import split_batch
+from intact.simulation import QFloatModel
+
+__all__ = ["batches", "calibrate"]
+
+
+def calibrate(qfloat: QFloatModel, data: Iterable[Any], *, progress: bool | None = None) -> QFloatModel:
+    """Observe one float pass over ``data``, then fix every parameter.
+
+    Args:
+        qfloat: a prepared model; calibrated in place. A model that is calibrated already starts anew.
+        data: batches: tensors, tuples (inputs first), or dicts by input name.
+        progress: show a progress bar; by default only on a terminal.
+
+    Returns:
+        The same model.
+
+    Raises:
+        CalibrationError: if there is no data or a batch does not fit the model.
+        NonFiniteError: naming the module and the batch in which a NaN or an infinity first appears.
+
+    >>> import torch
+    >>> from intact.graph import capture
+    >>> from intact.planning import plan
+    >>> from intact.simulation import prepare
+    >>> fm = capture(torch.nn.Linear(3, 2), torch.zeros(2, 3))
+    >>> calibrate(prepare(fm, plan(fm)), [torch.randn(8, 3)]).calibrated
+    True
+    """
+    if not isinstance(qfloat, QFloatModel):
+        raise CalibrationError("calibrate takes a prepared model", got=type(qfloat).__name__,
+                               fix="call intact.prepare(fm, plan) first")
+    qfloat.reset_observers()
+    model, seen = qfloat.float_model, 0
+    for args, kwargs in batches(data, model.signature.names, "calibrating", progress):
+        try:
+            inputs = model.signature.bind(args, kwargs)
+            _observe(qfloat, model, inputs, seen)
+        except NonFiniteError:
+            raise
+        except IntactError as error:
+            raise CalibrationError(f"batch {seen}: {error.what}", where=error.where, got=error.got,
+                                   allowed=error.allowed, fix=error.fix) from error
+        seen += 1
+    if not seen:
+        raise CalibrationError("there is no calibration data", got="0 batches",
+                               fix="pass a non-empty iterable; a generator can be consumed only once")
+    qfloat.freeze()
+    return qfloat
+
+
+def _observe(qfloat: QFloatModel, model: FloatModel, inputs: Mapping[str, Tensor], number: int) -> None:
+    """One batch through the float graph, every observed edge shown to its observer."""
+    observers = qfloat.observers
+
+    def tap(node: Node, value: Tensor) -> None:
+        if node.name in observers and (number == 0 or node.op != "constant"):
+            observers[node.name].update(value, where=node.path or node.name, batch=number)
+
+    try:
+        outputs = model.run(inputs, tap)
+    except NonFiniteError as error:
+        raise _located(model, inputs, number) or error from None
+    for value in _tensors(outputs):
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            located = _located(model, inputs, number)
+            if located is not None:
+                raise located
+
+
+def _located(model: FloatModel, inputs: Mapping[str, Tensor], number: int) -> NonFiniteError | None:
+    """The first operation that makes a non-finite value from finite ones."""
+    clean: dict[str, bool] = {}
+    found: list[NonFiniteError] = []
+
+    def tap(node: Node, value: Tensor) -> None:
+        bad = int((~torch.isfinite(value)).sum()) if value.is_floating_point() else 0
+        clean[node.name] = not bad
+        if bad and all(clean[i] for i in node.inputs) and not found:
+            origin = "the input" if node.op == "input" else f"operation {node.op}"
+            found.append(NonFiniteError(
+                f"NaN or infinity from {origin}", where=node.path or node.name, got=f"{bad} values in batch {number}",
+                fix="mend the data or this module"))
+
+    model.run(inputs, tap)
+    return found[0] if found else None
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def batches(
+    data: Iterable[Any], names: tuple[str, ...], title: str, progress: bool | None
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Batches as arguments, with a progress bar on a terminal.
+
+    Raises:
+        CalibrationError: if ``data`` is a single tensor's worth of samples or no iterable.
+    """
+    if isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, Iterable):
+        raise CalibrationError("calibration data is not an iterable of batches", got=type(data).__name__,
+                               fix="pass a list of batches, such as [x], or a DataLoader")
+    console = Console(stderr=True)
+    shown = console.is_terminal if progress is None else progress
+    total = len(data) if hasattr(data, "__len__") else None
+    with Progress(console=console, disable=not shown, transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        for item in data:
+            yield split_batch(item, names)
+            bar.advance(task)

@@ -1,0 +1,54 @@
+"""QFloatModel -> QModel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from intact.engine.qmodel import QModel
+from intact.errors import CalibrationError
+from intact.simulation import QFloatModel
+
+__all__ = ["convert"]
+
+
+def convert(qfloat: QFloatModel) -> QModel:
+    """The integer model that gives exactly the codes of ``qfloat`` in evaluation mode.
+
+    Raises:
+        CalibrationError: if the model is not calibrated.
+
+    >>> import torch
+    >>> from intact.calibration import calibrate
+    >>> from intact.graph import capture
+    >>> from intact.planning import plan
+    >>> from intact.simulation import prepare
+    >>> fm = capture(torch.nn.Linear(3, 2), torch.zeros(2, 3))
+    >>> x = torch.randn(8, 3)
+    >>> qfloat = calibrate(prepare(fm, plan(fm)), [x])
+    >>> torch.equal(convert(qfloat)(x), qfloat(x))
+    True
+    """
+    if not isinstance(qfloat, QFloatModel):
+        raise CalibrationError("convert takes a calibrated QFloat model", got=type(qfloat).__name__,
+                               fix="call intact.prepare and intact.calibrate first")
+    bound, model = qfloat.bound, qfloat.float_model
+    kept = {name for node in model.graph if node.name not in bound.kernels for name in node.params.values()}
+    float_params = {k: v.detach().clone() for k, v in model.params.items() if k in kept}
+    bindings = {name: kernel.binding for name, kernel in bound.kernels.items()}
+    return QModel(model.graph, model.signature, qfloat.plan.target, bindings, bound.qparams, float_params,
+                  model.opaque, _info(qfloat), model.example)
+
+
+def _info(qfloat: QFloatModel) -> dict[str, Any]:
+    plan, cover = qfloat.plan, qfloat.plan.coverage
+    return {
+        "plan": str(plan),
+        "kernels": {n: d.kernel for n, d in plan.decisions.items() if d.integer},
+        "rejections": [[r.name, r.path, r.op, r.reason] for r in plan.rejections],
+        "coverage": {"macs": cover.macs, "integer_macs": cover.integer_macs, "weight_bytes": cover.weight_bytes,
+                     "integer_weight_bytes": cover.integer_weight_bytes},
+        "notes": [list(n) for n in (*plan.notes, *qfloat.bound.notes)],
+        "versions": {"torch": torch.__version__.split("+")[0]},
+    }

@@ -1,0 +1,89 @@
+"""Q: the integer model. Codes between operations, int32 inside them, floats only where the plan says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intact.errors import IntactError
+from intact.graph import FloatModel, Graph, Node
+from intact.graph.float_model import run_node
+from intact.graph.signature import Signature
+from intact.kernels import KERNELS, Binding
+from intact.simulation import Program
+from intact.targets import Target
+from intact.types import QParams
+
+__all__ = ["QModel"]
+
+
+@dataclass(frozen=True, eq=False)
+class QModel:
+    """An integer model.
+
+    Args:
+        graph: nodes over named edges.
+        signature: how the model is called.
+        target: the runtime whose codes it gives.
+        bindings: what each integer node is bound to: attributes, parameters, weight and bias codes.
+        qparams: parameters of every edge that has codes.
+        float_params: parameters of the nodes that stay in float, by the user's names.
+        opaque: submodules that could not be captured; a model with any cannot be saved or exported.
+        info: plain data about its making: plan, coverage, notes, versions.
+        example: a small batch of inputs, kept in memory for checks; not saved.
+    """
+
+    graph: Graph
+    signature: Signature
+    target: Target
+    bindings: Mapping[str, Binding]
+    qparams: Mapping[str, QParams]
+    float_params: Mapping[str, Tensor]
+    opaque: Mapping[str, nn.Module] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+    example: Mapping[str, Tensor] | None = None
+    _cache: dict[str, Program] = field(default_factory=dict, repr=False)
+
+    @property
+    def program(self) -> Program:
+        """The kernels, bound once."""
+        if "program" not in self._cache:
+            kernels = {name: KERNELS[b.op](b) for name, b in self.bindings.items()}
+            holder = FloatModel(self.graph, self.float_params, self.signature, {}, self.opaque)
+
+            def step(node: Node, xs: list[Tensor], batch: int) -> Tensor:
+                return run_node(holder, node, xs, batch)
+
+            self._cache["program"] = Program(self.graph, self.signature, kernels, self.qparams,
+                                             self.target.arithmetic, step)
+        return self._cache["program"]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the float model gives, computed in integers; the user's structure of float tensors.
+
+        Raises:
+            IntactError: if an input is missing, has the wrong shape or dtype, or is not finite.
+        """
+        self._check_finite(args, kwargs)
+        return self.program.run(args, kwargs, integer=True)
+
+    def codes(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Codes of every edge, by name."""
+        self._check_finite(args, kwargs)
+        return self.program.codes(args, kwargs, integer=True)
+
+    def _check_finite(self, args: Any, kwargs: Any) -> None:
+        for name, x in self.signature.bind(args, kwargs).items():
+            if x.is_floating_point() and x.numel():
+                low, high = torch.aminmax(x)
+                if not bool(torch.isfinite(low) & torch.isfinite(high)):
+                    raise IntactError("an input is not finite", where=name,
+                                      got=f"{int((~torch.isfinite(x)).sum())} values", fix="mend the data")
+
+    def __repr__(self) -> str:
+        return (f"QModel(target={self.target.name!r}, {len(self.bindings)} integer nodes, "
+                f"{len(self.graph.nodes) - len(self.bindings)} others)")

@@ -1,0 +1,282 @@
+"""From an unmodified nn.Module to a FloatModel: ``torch.export`` with a dynamic batch, and nothing else."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from intact.errors import CaptureError
+from intact.graph import aten, aten_elementwise  # noqa: F401  (they register the conversions)
+from intact.graph.converter import Const, Converter, Edge
+from intact.graph.float_model import FloatModel
+from intact.graph.ir import Graph, Node
+from intact.graph.isolate import CAPTURE_FAILURES, isolated
+from intact.graph.shapes import infer_shapes
+from intact.graph.signature import Signature
+
+__all__ = ["capture", "capture_program", "evaluation_mode"]
+
+
+def capture(model: nn.Module, example_inputs: Any) -> FloatModel:
+    """Capture ``model`` in evaluation mode as one graph whose batch size stays free.
+
+    The model is left as it was: its mode, its parameters, its hooks. A submodule that cannot be captured
+    becomes one float call, noted by path and reason.
+
+    Args:
+        model: any module; training mode is set to evaluation for the capture and restored.
+        example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs. A batch of one
+            sample is doubled, so that the batch is not specialised.
+
+    Returns:
+        The float model: canonical operations, parameters under the user's names.
+
+    Raises:
+        CaptureError: if the model cannot be captured; names the module and the reason.
+
+    >>> import torch
+    >>> fm = capture(torch.nn.Linear(3, 2), torch.zeros(4, 3))
+    >>> [n.op for n in fm.graph]
+    ['input', 'linear']
+    """
+    _refuse_quantized(model)
+    args, kwargs = normalise_example(example_inputs)
+    args, kwargs = _at_least_two(args), _at_least_two(kwargs)
+    with evaluation_mode(model), torch.no_grad():
+        try:
+            program = _export(model, args, kwargs)
+            return capture_program(program, (args, kwargs), model)
+        except CAPTURE_FAILURES as failure:
+            with isolated(model, args, kwargs, _export, failure) as opaque:
+                program = _export(model, args, kwargs)
+            fm = capture_program(program, (args, kwargs), model, {p: m for p, (m, _) in opaque.items()})
+    notes = tuple((path, f"could not be captured, one float call: {why}") for path, (_, why) in opaque.items())
+    return FloatModel(fm.graph, fm.params, fm.signature, fm.example, fm.opaque, (*fm.notes, *notes))
+
+
+def normalise_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as positional and keyword arguments."""
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if isinstance(example, (tuple, list)):
+        return tuple(example), {}
+    raise CaptureError("example inputs are neither tensor, tuple nor dict", got=type(example).__name__,
+                       fix="pass a tensor, a tuple of inputs, or a dict of keyword inputs")
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every module's own mode restored after."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _refuse_quantized(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise CaptureError("the model is not a torch.nn.Module", got=type(model).__name__,
+                           fix="pass the float module itself")
+    for path, module in model.named_modules():
+        name = type(module).__module__
+        if name.startswith(("torch.ao", "torch.nn.quantized", "torchao", "intact")):
+            raise CaptureError("the model is already quantized", where=path or "model",
+                               got=type(module).__name__, fix="pass the float model")
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and tensor.is_quantized:
+            raise CaptureError("the model is already quantized", where=name, got=tensor.dtype,
+                               fix="pass the float model")
+        if isinstance(tensor, Tensor) and tensor.dtype in (torch.float16, torch.bfloat16, torch.float64):
+            raise CaptureError("a parameter is not float32", where=name, got=tensor.dtype,
+                               fix="convert the model with model.float()")
+
+
+def _at_least_two(value: Any) -> Any:
+    """Tensors with a batch of one, doubled; nothing else changed."""
+    if isinstance(value, Tensor):
+        if value.ndim and value.shape[0] == 0:
+            raise CaptureError("an example input is empty", got=tuple(value.shape), fix="give at least one sample")
+        return torch.cat([value, value]) if value.ndim and value.shape[0] == 1 else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_at_least_two(v) for v in value)
+    if isinstance(value, Mapping):
+        return {k: _at_least_two(v) for k, v in value.items()}
+    return value
+
+
+def _batch_dims(value: Any, batch: int, dim: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {0: dim} if value.ndim and value.shape[0] == batch else None
+    if isinstance(value, (tuple, list)):
+        return type(value)(_batch_dims(v, batch, dim) for v in value)
+    if isinstance(value, Mapping):
+        return {k: _batch_dims(v, batch, dim) for k, v in value.items()}
+    return None
+
+
+def _first_tensor(value: Any) -> Tensor | None:
+    if isinstance(value, Tensor):
+        return value if value.ndim else None
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    return next((t for t in map(_first_tensor, items) if t is not None), None)
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.export.ExportedProgram:
+    first = _first_tensor([args, kwargs])
+    if first is None:
+        raise CaptureError("no tensor among the example inputs", fix="pass a batch of inputs")
+    dim = torch.export.Dim("batch", min=1)
+    names = list(inspect.signature(model.forward).parameters)
+    shapes: Any = _batch_dims(args, first.shape[0], dim)
+    if kwargs:
+        positional = dict(zip(names, shapes, strict=False))
+        shapes = {**positional, **_batch_dims(kwargs, first.shape[0], dim)}
+    program = torch.export.export(model, args, dict(kwargs), dynamic_shapes=shapes)
+    return program.run_decompositions({})  # functional form: no in-place operation is left
+
+
+def capture_program(
+    program: torch.export.ExportedProgram,
+    example: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None,
+    model: nn.Module | None = None,
+    opaque: Mapping[str, nn.Module] | None = None,
+) -> FloatModel:
+    """A FloatModel from an exported program (for instance one loaded from a ``.pt2`` file).
+
+    Raises:
+        CaptureError: if an operation or a shape has no canonical form.
+    """
+    if example is None:
+        if program.example_inputs is None:
+            raise CaptureError("the exported program has no example inputs", fix="export it with example inputs")
+        example = program.example_inputs
+        program = program.run_decompositions({})
+    params, table = _parameters(program)
+    inputs = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in _user_inputs(program)]
+    conv = Converter(params, _symbols(inputs))
+    env: dict[fx.Node, Any] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            env[node] = _placeholder(conv, node, table)
+        elif node.op == "call_function":
+            env[node] = conv.convert(node, env)
+    output = _output_template(program, conv, env)
+    graph = Graph(tuple(conv.nodes), output).validate()
+    graph = graph.rewritten(graph.nodes)
+    signature = _signature(program, model)
+    tensors = signature.bind(*example)
+    fm = FloatModel(graph, params, signature, {k: v.detach()[:2].clone() for k, v in tensors.items()},
+                    dict(opaque or {}))
+    return fm.with_graph(infer_shapes(fm))
+
+
+def _user_inputs(program: torch.export.ExportedProgram) -> set[str]:
+    return {str(name) for name in program.graph_signature.user_inputs}
+
+
+def _parameters(program: torch.export.ExportedProgram) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Parameters by user name (a tied one once), and placeholder name to user name."""
+    sig = program.graph_signature
+    if sig.buffers_to_mutate:
+        raise CaptureError("the model writes to a buffer in evaluation mode",
+                           where=", ".join(map(str, sig.buffers_to_mutate.values())),
+                           fix="make forward free of side effects in eval()")
+    targets = {**sig.inputs_to_parameters, **sig.inputs_to_buffers, **sig.inputs_to_lifted_tensor_constants}
+    params: dict[str, Tensor] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    table: dict[str, str] = {}
+    for placeholder, name in targets.items():
+        tensor = program.state_dict.get(name, program.constants.get(name))
+        if not isinstance(tensor, Tensor):
+            raise CaptureError("a constant of the program is not a tensor", where=name, got=type(tensor).__name__)
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype) if tensor.numel() else (name,)
+        if key not in first:
+            first[key] = name
+            params[name] = tensor.detach().clone()
+        table[placeholder] = first[key]
+    return params, table
+
+
+def _symbols(inputs: Sequence[fx.Node]) -> dict[str, str]:
+    symbols: dict[str, str] = {}
+    for node in inputs:
+        for i, dim in enumerate(getattr(node.meta.get("val"), "shape", ())):
+            if not isinstance(dim, int):
+                if i != 0 or (symbols and str(dim) not in symbols):
+                    raise CaptureError("only the batch axis may be dynamic", where=node.name, got=f"axis {i}",
+                                       fix="capture with fixed sizes for the other axes")
+                symbols[str(dim)] = "batch"
+    return symbols
+
+
+def _placeholder(conv: Converter, node: fx.Node, table: Mapping[str, str]) -> Any:
+    if node.name in table:
+        name = table[node.name]
+        return Const(conv.params[name], name)
+    example = node.meta.get("val")
+    if not isinstance(example, Tensor):
+        return example
+    conv.unique_named(node.name)
+    conv.nodes.append(Node(node.name, "input", shape=conv.dims(example.shape),
+                           dtype=str(example.dtype).removeprefix("torch.")))
+    return Edge(node.name)
+
+
+def _output_template(program: torch.export.ExportedProgram, conv: Converter, env: dict[fx.Node, Any]) -> Any:
+    node = next(n for n in program.graph.nodes if n.op == "output")
+    values = [conv.resolve(a, env) for a in node.args[0]]
+    mutated = len(values) - len(program.graph_signature.user_outputs)
+    structure = program.call_spec.out_spec.unflatten(values[mutated:])
+    return _template(structure, conv)
+
+
+def _template(value: Any, conv: Converter) -> dict[str, Any]:
+    if isinstance(value, (Edge, Const)):
+        return {"kind": "edge", "name": conv.edge(value).name}
+    if isinstance(value, Mapping):
+        return {"kind": "dict", "items": {str(k): _template(v, conv) for k, v in value.items()}}
+    if isinstance(value, (tuple, list)):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {"kind": kind, "items": [_template(v, conv) for v in value]}
+    if value is None or isinstance(value, (int, float, str, bool)):
+        return {"kind": "const", "value": value}
+    raise CaptureError("an output has a structure that cannot be kept", got=type(value).__name__,
+                       fix="return tensors in tuples, lists or dicts")
+
+
+def _signature(program: torch.export.ExportedProgram, model: nn.Module | None) -> Signature:
+    names = [str(n) for n in program.graph_signature.user_inputs]
+    args, kwargs = program.call_spec.in_spec.unflatten(names)
+    if model is not None:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+        keywords = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
+        variadic = len(args) > len(keywords)
+    else:
+        keywords, variadic = [], True
+    first = [f"arg{i}" if variadic else keywords[i] for i in range(len(args))]
+    if variadic:
+        first = [a if isinstance(a, str) else f"arg{i}" for i, a in enumerate(args)]
+    live = set(names)
+    templates = [_input_template(a, live) for a in args] + [_input_template(v, live) for v in kwargs.values()]
+    pairs = [(n, t) for n, t in zip([*first, *kwargs], templates, strict=True) if t["kind"] != "const"]
+    return Signature(tuple(n for n, _ in pairs), tuple(t for _, t in pairs))
+
+
+def _input_template(value: Any, names: set[str]) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"kind": "edge", "name": value} if value in names else {"kind": "const", "value": None}
+    if isinstance(value, Mapping):
+        return {"kind": "dict", "items": {str(k): _input_template(v, names) for k, v in value.items()}}
+    if isinstance(value, (tuple, list)):
+        return {"kind": "tuple", "items": [_input_template(v, names) for v in value]}
+    return {"kind": "const", "value": None}

@@ -1,0 +1,103 @@
+"""The captured float model: a canonical graph, its parameters under the user's names, and how it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intact.graph.float_ops import run_float
+from intact.graph.generic import run_aten
+from intact.graph.ir import Graph, Node, fill_template
+from intact.graph.signature import Signature, check_inputs
+
+__all__ = ["FloatModel", "execute", "last_uses", "run_node"]
+
+Tap = Callable[[Node, Tensor], None]
+
+
+@dataclass(frozen=True, eq=False)
+class FloatModel:
+    """A float model as a graph of canonical operations.
+
+    Args:
+        graph: nodes over named edges.
+        params: tensors by the user's parameter names; a tied parameter stands here once.
+        signature: names and structure of the inputs.
+        example: a small batch of real inputs, to check transformations on.
+        opaque: submodules that could not be captured, by path, run as one float call.
+        notes: what capture and the passes have to tell (path, sentence).
+    """
+
+    graph: Graph
+    params: Mapping[str, Tensor]
+    signature: Signature
+    example: Mapping[str, Tensor]
+    opaque: Mapping[str, nn.Module] = field(default_factory=dict)
+    notes: tuple[tuple[str, str], ...] = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the captured model gives, in float."""
+        return self.run(self.signature.bind(args, kwargs))
+
+    def run(self, inputs: Mapping[str, Tensor], tap: Tap | None = None) -> Any:
+        """Outputs for named inputs; ``tap`` sees every edge as it is made, which is then let go."""
+        batch = check_inputs(self.graph, inputs)
+        values = execute(self.graph, inputs, lambda n, xs: run_node(self, n, xs, batch), tap)
+        return fill_template(self.graph.output, values)
+
+    def with_graph(self, graph: Graph, params: Mapping[str, Tensor] | None = None) -> FloatModel:
+        """A copy with another graph, without parameters that nothing reads."""
+        table = self.params if params is None else params
+        used = {name for node in graph for name in node.params.values()}
+        return replace(self, graph=graph, params={k: v for k, v in table.items() if k in used})
+
+
+def run_node(model: FloatModel, node: Node, xs: list[Tensor], batch: int) -> Tensor:
+    """One node in float, with the model's parameters."""
+    params = {role: model.params[name] for role, name in node.params.items()}
+    if node.op == "aten":
+        return run_aten(xs, params, node.attrs, batch)
+    if node.op == "opaque":
+        result = model.opaque[node.attrs["module"]](*xs)
+        index = node.attrs.get("index")
+        return result if index is None else result[index]  # type: ignore[no-any-return]
+    return run_float(node.op, xs, params, node.attrs, batch)
+
+
+def last_uses(graph: Graph) -> dict[str, list[str]]:
+    """For each node the edges that nothing reads after it (and that are no outputs)."""
+    last: dict[str, str] = {}
+    for node in graph:
+        last[node.name] = node.name
+        for name in node.inputs:
+            last[name] = node.name
+    kept = set(graph.outputs)
+    dying: dict[str, list[str]] = {}
+    for edge, node_name in last.items():
+        if edge not in kept:
+            dying.setdefault(node_name, []).append(edge)
+    return dying
+
+
+def execute(
+    graph: Graph,
+    inputs: Mapping[str, Tensor],
+    step: Callable[[Node, list[Tensor]], Tensor],
+    tap: Tap | None = None,
+) -> dict[str, Tensor]:
+    """Run all nodes; intermediate values are freed after their last use."""
+    values: dict[str, Tensor] = {}
+    dying = last_uses(graph)
+    with torch.no_grad():
+        for node in graph:
+            value = inputs[node.name] if node.op == "input" else step(node, [values[i] for i in node.inputs])
+            values[node.name] = value
+            if tap is not None:
+                tap(node, value)
+            for name in dying.get(node.name, ()):
+                del values[name]
+    return values

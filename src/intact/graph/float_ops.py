@@ -1,0 +1,133 @@
+"""What every canonical operation means in float: the definition that all other forms are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from intact.errors import CaptureError
+from intact.kernels import MOVES, UNARY_OPS
+
+__all__ = ["FLOAT_OPS", "apply_activation", "run_float"]
+
+Attrs = Mapping[str, Any]
+FloatOp = Callable[[Sequence[Tensor], Mapping[str, Tensor], Attrs, int], Tensor]
+
+
+def apply_activation(x: Tensor, attrs: Attrs) -> Tensor:
+    """The activation folded into a node: ``attrs["activation"]`` is ``[low, high]`` or absent."""
+    bounds = attrs.get("activation")
+    return x if bounds is None else x.clamp(bounds[0], bounds[1])
+
+
+def _conv(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, batch: int) -> Tensor:
+    x, begin, end = xs[0], a["pad_begin"], a["pad_end"]
+    if begin != end:
+        x = F.pad(x, [v for pair in zip(reversed(begin), reversed(end), strict=True) for v in pair])
+        begin = [0] * len(begin)
+    conv = (F.conv1d, F.conv2d, F.conv3d)[len(begin) - 1]
+    y: Tensor = conv(x, p["weight"], p.get("bias"), a["stride"], begin, a["dilation"], a["groups"])
+    return y
+
+
+def _conv_transpose(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, batch: int) -> Tensor:
+    conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(a["stride"]) - 1]
+    y: Tensor = conv(
+        xs[0], p["weight"], p.get("bias"), a["stride"], a["padding"], a["output_padding"],
+        a["groups"], a["dilation"],
+    )
+    return y
+
+
+def _batch_norm(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, batch: int) -> Tensor:
+    return F.batch_norm(
+        xs[0], p["mean"], p["var"], p.get("weight"), p.get("bias"), False, 0.0, a["eps"]
+    )
+
+
+def _avg_pool(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, batch: int) -> Tensor:
+    pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(a["kernel"]) - 1]
+    y: Tensor = pool(
+        xs[0], a["kernel"], a["stride"], a["padding"], a["ceil_mode"], a["count_include_pad"]
+    )
+    return y
+
+
+def _pad(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, batch: int) -> Tensor:
+    if a["mode"] == "constant":
+        return F.pad(xs[0], a["pads"], value=a["value"])
+    return F.pad(xs[0], a["pads"], mode=a["mode"])
+
+
+def _interpolate(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, batch: int) -> Tensor:
+    return F.interpolate(
+        xs[0], size=a["size"], mode=a["mode"], align_corners=a["align_corners"],
+    )
+
+
+def _where(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, batch: int) -> Tensor:
+    return torch.where(xs[0].to(torch.bool), xs[1], xs[2])
+
+
+FLOAT_OPS: dict[str, FloatOp] = {
+    "conv": _conv,
+    "conv_transpose": _conv_transpose,
+    "batch_norm": _batch_norm,
+    "linear": lambda xs, p, a, b: F.linear(xs[0], p["weight"], p.get("bias")),
+    "matmul": lambda xs, p, a, b: torch.matmul(xs[0], xs[1]),
+    "add": lambda xs, p, a, b: xs[0] + xs[1],
+    "sub": lambda xs, p, a, b: xs[0] - xs[1],
+    "mul": lambda xs, p, a, b: xs[0] * xs[1],
+    "div": lambda xs, p, a, b: xs[0] / xs[1],
+    "minimum": lambda xs, p, a, b: torch.minimum(xs[0], xs[1]),
+    "maximum": lambda xs, p, a, b: torch.maximum(xs[0], xs[1]),
+    "where": _where,
+    "concat": lambda xs, p, a, b: torch.cat(list(xs), a["axis"]),
+    "avg_pool": _avg_pool,
+    "mean": lambda xs, p, a, b: xs[0].mean(a["axes"], keepdim=a["keepdim"]),
+    "sum": lambda xs, p, a, b: xs[0].sum(a["axes"], keepdim=a["keepdim"]),
+    "softmax": lambda xs, p, a, b: F.softmax(xs[0], a["axis"]),
+    "log_softmax": lambda xs, p, a, b: F.log_softmax(xs[0], a["axis"]),
+    "layer_norm": lambda xs, p, a, b: F.layer_norm(
+        xs[0], a["shape"], p.get("weight"), p.get("bias"), a["eps"]
+    ),
+    "group_norm": lambda xs, p, a, b: F.group_norm(
+        xs[0], a["groups"], p.get("weight"), p.get("bias"), a["eps"]
+    ),
+    "prelu": lambda xs, p, a, b: F.prelu(xs[0], p["weight"]),
+    "interpolate": _interpolate,
+    "pad": _pad,
+    "embedding": lambda xs, p, a, b: F.embedding(xs[0], p["weight"]),
+    "constant": lambda xs, p, a, b: p["value"],
+}
+
+
+def run_float(
+    op: str, xs: Sequence[Tensor], params: Mapping[str, Tensor], attrs: Attrs, batch: int
+) -> Tensor:
+    """One canonical operation in float, its folded activation included.
+
+    Args:
+        op: canonical name.
+        xs: operands.
+        params: role to tensor.
+        attrs: the node's attributes.
+        batch: the batch size of this call, for dynamic shapes.
+
+    Raises:
+        CaptureError: for an unknown operation.
+
+    >>> run_float("relu", [torch.tensor([-1.0, 2.0])], {}, {}, 1)
+    tensor([0., 2.])
+    """
+    if op in UNARY_OPS:
+        return UNARY_OPS[op](xs[0], attrs)
+    if op in MOVES:
+        return MOVES[op](xs[0], attrs, batch)
+    if op not in FLOAT_OPS:
+        raise CaptureError("no float definition of this operation", got=op)
+    return apply_activation(FLOAT_OPS[op](xs, params, attrs, batch), attrs)

@@ -1,0 +1,124 @@
+"""How a model is called: the names and structure of its inputs, kept so that a saved model needs no class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intact.errors import CalibrationError, IntactError
+from intact.graph.ir import Dim, Graph, resolve_dim
+
+__all__ = ["Signature", "split_batch"]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Parameters of ``forward`` that were captured, in order, each with a template of input edges."""
+
+    names: tuple[str, ...]
+    templates: tuple[Mapping[str, Any], ...]
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Input edge name to tensor.
+
+        Raises:
+            IntactError: if inputs are missing, unknown or of another structure.
+        """
+        if len(args) > len(self.names):
+            raise IntactError("too many inputs", got=len(args), allowed=", ".join(self.names))
+        given = dict(zip(self.names, args, strict=False))
+        for key, value in kwargs.items():
+            if key not in self.names or key in given:
+                raise IntactError("unknown or repeated input", got=key, allowed=", ".join(self.names))
+            given[key] = value
+        missing = [n for n in self.names if n not in given]
+        if missing:
+            raise IntactError("inputs are missing", got=missing, allowed=", ".join(self.names))
+        found: dict[str, Tensor] = {}
+        for name, template in zip(self.names, self.templates, strict=True):
+            _collect(template, given[name], name, found)
+        return found
+
+
+def _collect(template: Mapping[str, Any], value: Any, where: str, found: dict[str, Tensor]) -> None:
+    kind = template["kind"]
+    if kind == "edge":
+        if not isinstance(value, Tensor):
+            raise IntactError("an input is not a tensor", where=where, got=type(value).__name__)
+        found[template["name"]] = value
+    elif kind in ("tuple", "list"):
+        if not isinstance(value, (tuple, list)) or len(value) != len(template["items"]):
+            raise IntactError("an input has another structure", where=where, got=type(value).__name__,
+                              allowed=f"{kind} of {len(template['items'])}")
+        for i, (item, part) in enumerate(zip(template["items"], value, strict=True)):
+            _collect(item, part, f"{where}[{i}]", found)
+    elif kind == "dict":
+        for key, item in template["items"].items():
+            if not isinstance(value, Mapping) or key not in value:
+                raise IntactError("an input has another structure", where=where, allowed=f"key {key!r}")
+            _collect(item, value[key], f"{where}[{key!r}]", found)
+
+
+def check_inputs(graph: Graph, inputs: Mapping[str, Tensor]) -> int:
+    """The batch size, after every input's shape and dtype were found right.
+
+    Raises:
+        IntactError: naming the input, what it got, and what is allowed.
+    """
+    batch: int | None = None
+    for node in graph.inputs:
+        x = inputs[node.name]
+        want = getattr(torch, node.dtype)
+        if x.dtype != want:
+            raise IntactError("an input has the wrong dtype", where=node.name, got=x.dtype, allowed=want,
+                              fix=f"convert it with .to({want})")
+        if x.ndim != len(node.shape):
+            raise _shape_error(node.name, x, node.shape)
+        for size, dim in zip(x.shape, node.shape, strict=True):
+            if dim == "batch" and batch is None:
+                batch = int(size)
+            if resolve_dim(dim, batch if batch is not None else int(size)) != size:
+                raise _shape_error(node.name, x, node.shape)
+        if x.numel() == 0:
+            raise IntactError("an input is empty", where=node.name, got=tuple(x.shape),
+                              fix="leave out batches of zero samples")
+    return 1 if batch is None else batch
+
+
+def _shape_error(name: str, x: Tensor, shape: tuple[Dim, ...]) -> IntactError:
+    return IntactError("an input has the wrong shape", where=name, got=tuple(x.shape),
+                       allowed="(" + ", ".join(map(str, shape)) + ")")
+
+
+def split_batch(item: Any, names: Sequence[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs in one item of a data loader, as positional and keyword arguments.
+
+    A tensor is the first input. A tuple or list holds the inputs first (what follows, such as labels, is
+    ignored). A mapping is taken by the names of ``forward``; other keys are ignored.
+
+    Raises:
+        CalibrationError: if the item holds no inputs.
+
+    >>> split_batch((torch.zeros(2), "label"), ["x"])
+    ((tensor([0., 0.]),), {})
+    """
+    if isinstance(item, Tensor):
+        return (item,), {}
+    if isinstance(item, Mapping):
+        known = {n: item[n] for n in names if n in item}
+        if not known:
+            raise CalibrationError("a batch has none of the model's inputs", got=sorted(map(str, item)),
+                                   allowed=", ".join(names))
+        return (), known
+    if isinstance(item, (tuple, list)):
+        if not item:
+            raise CalibrationError("a batch is an empty tuple", fix="yield tensors, tuples or dicts")
+        if isinstance(item[0], Mapping):
+            return split_batch(item[0], names)
+        return tuple(item[: len(names)]), {}
+    raise CalibrationError("a batch is neither tensor, tuple nor mapping", got=type(item).__name__,
+                           fix="yield tensors, tuples (inputs first) or dicts of tensors")

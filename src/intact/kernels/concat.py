@@ -1,0 +1,38 @@
+"""Concatenation on codes: each operand is brought to the output's scale by a table, or copied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from intact.arithmetic import dequantize, quantize
+from intact.kernels.base import Binding, Kernel, kernel
+from intact.kernels.elementwise import all_codes, look_up
+
+__all__ = ["ConcatKernel"]
+
+
+@kernel("concat")
+class ConcatKernel(Kernel):
+    """Operands with the output's parameters are copied; the others are requantized code by code."""
+
+    def __init__(self, binding: Binding) -> None:
+        super().__init__(binding)
+        self.tables = [
+            None if q.same_as(binding.output)
+            else quantize(dequantize(all_codes(q), q), binding.output, binding.arithmetic)
+            for q in binding.inputs
+        ]
+
+    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+        """Codes joined along ``attrs['axis']``."""
+        storage = self.binding.output.qtype.storage
+        parts = []
+        for x, q, table in zip(xs, self.binding.inputs, self.tables, strict=True):
+            if table is not None:
+                values = table if x.is_floating_point() else table.to(storage)
+                x = look_up(values.to(x.device), x.to(torch.int32) - q.qtype.qmin)
+            parts.append(x)
+        return torch.cat(parts, self.binding.attrs["axis"])

@@ -1,0 +1,95 @@
+"""Convolution and linear layer on codes: integer accumulate, add the int32 bias, requantize once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from intact.arithmetic import accumulator_bounds, carrier_for, multiplier, requantize
+from intact.errors import PlanError
+from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
+from intact.kernels.integer import conv_int, matmul_int
+
+__all__ = ["ConvKernel", "LinearKernel"]
+
+
+class _WeightedKernel(Kernel):
+    """What convolution and linear layer share: weights, bias, bound, multiplier."""
+
+    def __init__(self, binding: Binding) -> None:
+        super().__init__(binding)
+        if binding.weight is None:
+            raise PlanError("a weighted kernel has no weight", where=binding.where)
+        (qx,) = binding.inputs
+        self.codes = binding.weight.codes
+        self.zero = int(qx.zero_point)
+        bounds = accumulator_bounds(self.codes, self.zero, qx.qtype.qmin, qx.qtype.qmax)
+        if binding.bias is not None:
+            bounds = bounds + binding.bias.to(torch.float64).abs()
+        self.bound = float(bounds.max()) if bounds.numel() else 0.0
+        if self.bound >= 2**31:
+            raise PlanError("the int32 accumulator can overflow", where=binding.where, got=f"{self.bound:.4g}",
+                            allowed="below 2**31", fix="leave this layer in float")
+        #: float32 while every partial sum is below 2**24, float64 beyond it
+        self.carrier = carrier_for(self.bound)
+        self.weight = self.codes.to(self.carrier)
+        self.scale = multiplier(qx.scale, binding.weight.qparams.scale, binding.output.scale)
+        self.low, self.high = activation_codes(binding)
+
+    def finish(self, acc: Tensor, axis: int, like: Tensor) -> Tensor:
+        """Bias and requantization of an accumulator whose channels are ``axis``."""
+        shape = [1] * acc.ndim
+        shape[axis] = -1
+        b = self.binding
+        if b.bias is not None:
+            acc.add_(b.bias.to(acc.dtype).to(acc.device).reshape(shape))
+        if b.is_accumulator:
+            return acc if like.is_floating_point() else acc.to(torch.int32)
+        scale = self.scale.to(acc.device)
+        scale = scale.reshape(shape) if scale.ndim else scale
+        codes = requantize(acc, scale, int(b.output.zero_point), self.low, self.high, b.arithmetic)
+        return to_carrier(codes, like, b)
+
+    def centred(self, x: Tensor) -> Tensor:
+        """``x - zero_point`` in the float carrier."""
+        x = x.to(self.carrier)
+        return x - self.zero if self.zero else x
+
+
+@kernel("conv")
+class ConvKernel(_WeightedKernel):
+    """Convolution with any stride, padding, dilation and groups; padded positions hold the zero point."""
+
+    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+        """Codes (batch, out, *spatial) for codes (batch, channels, *spatial)."""
+        (x,), a = xs, self.binding.attrs
+        if x.is_floating_point():
+            return self.finish(self._float(x), 1, x)
+        acc = conv_int(x, self.codes.to(x.device), self.zero, a["stride"], a["pad_begin"], a["pad_end"],
+                       a["dilation"], a["groups"])
+        return self.finish(acc, 1, x)
+
+    def _float(self, x: Tensor) -> Tensor:
+        a = self.binding.attrs
+        x, begin, end = self.centred(x), a["pad_begin"], a["pad_end"]
+        if begin != end:
+            x = F.pad(x, [v for pair in zip(reversed(begin), reversed(end), strict=True) for v in pair])
+            begin = [0] * len(begin)
+        conv = (F.conv1d, F.conv2d, F.conv3d)[len(begin) - 1]
+        y: Tensor = conv(x, self.weight.to(x.device), None, a["stride"], begin, a["dilation"], a["groups"])
+        return y
+
+
+@kernel("linear")
+class LinearKernel(_WeightedKernel):
+    """``x @ w.T + b`` over the last axis."""
+
+    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+        """Codes (..., out) for codes (..., in)."""
+        (x,) = xs
+        if x.is_floating_point():
+            return self.finish(F.linear(self.centred(x), self.weight.to(x.device)), x.ndim - 1, x)
+        return self.finish(matmul_int(x, self.codes.to(x.device), self.zero), x.ndim - 1, x)

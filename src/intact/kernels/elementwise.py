@@ -1,0 +1,95 @@
+"""Functions of one or two codes: tables, built once from the arithmetic's formula."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from intact.arithmetic import add_codes, dequantize, mul_codes, quantize, sub_codes
+from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
+from intact.kernels.functions import UNARY_OPS
+from intact.types import QParams
+
+__all__ = ["BinaryKernel", "LookupKernel", "all_codes", "look_up", "unary_table"]
+
+_BINARY = {"add": add_codes, "sub": sub_codes, "mul": mul_codes}
+_TABLE_BITS = 16  # two 8-bit operands: 65,536 entries, which stay in the second-level cache
+
+
+def all_codes(qparams: QParams) -> Tensor:
+    """Every code of an encoding, ascending, as integer-valued float32."""
+    return torch.arange(qparams.qtype.qmin, qparams.qtype.qmax + 1, dtype=torch.float32)
+
+
+def look_up(table: Tensor, index: Tensor) -> Tensor:
+    """``table[index]`` for an int32 index of any shape."""
+    return torch.index_select(table, 0, index.reshape(-1)).reshape(index.shape)
+
+
+def unary_table(binding: Binding) -> Tensor:
+    """Output code of every input code: the function in float64, rounded to float32, quantized."""
+    (qx,) = binding.inputs
+    x = dequantize(all_codes(qx), qx).to(torch.float64)
+    y = UNARY_OPS[binding.op](x, binding.attrs).to(torch.float32)
+    low, high = activation_codes(binding)
+    return quantize(torch.nan_to_num(y), binding.output, binding.arithmetic).clamp_(low, high)
+
+
+class LookupKernel(Kernel):
+    """A function of one operand."""
+
+    def __init__(self, binding: Binding) -> None:
+        super().__init__(binding)
+        self.table = unary_table(binding)
+        self.stored = self.table.to(binding.output.qtype.storage)
+        self.qmin = binding.inputs[0].qtype.qmin
+
+    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+        """Codes, element by element."""
+        (x,) = xs
+        index = x.to(torch.int32) - self.qmin
+        table = self.table if x.is_floating_point() else self.stored
+        return look_up(table.to(x.device), index)
+
+
+for _op in UNARY_OPS:
+    kernel(_op)(LookupKernel)
+
+
+@kernel("add", "sub", "mul")
+class BinaryKernel(Kernel):
+    """A function of two operands that broadcast; a table where both have at most 8 bits."""
+
+    def __init__(self, binding: Binding) -> None:
+        super().__init__(binding)
+        qa, qb = binding.inputs
+        self.low, self.high = activation_codes(binding)
+        self.table: Tensor | None = None
+        if qa.qtype.bits + qb.qtype.bits <= _TABLE_BITS:
+            self.width = qb.qtype.qmax - qb.qtype.qmin + 1
+            self.offset = qa.qtype.qmin * self.width + qb.qtype.qmin
+            a, b = torch.meshgrid(all_codes(qa), all_codes(qb), indexing="ij")
+            self.table = self._formula(a.reshape(-1), b.reshape(-1))
+            self.stored = self.table.to(binding.output.qtype.storage)
+
+    def _formula(self, a: Tensor, b: Tensor) -> Tensor:
+        (qa, qb), out = self.binding.inputs, self.binding.output
+        codes = _BINARY[self.binding.op](a, b, qa, qb, out, self.binding.arithmetic)
+        return codes.clamp_(self.low, self.high)
+
+    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+        """Codes, element by element."""
+        a, b = xs
+        if self.table is None:
+            codes = self._formula(*torch.broadcast_tensors(a.to(torch.float32), b.to(torch.float32)))
+            return to_carrier(codes, a, self.binding)
+        if a.is_floating_point():
+            # below 2**24, so exact in float32; one conversion instead of two
+            index = (a * self.width + b).to(torch.int32)
+            table = self.table
+        else:
+            index = a.to(torch.int32) * self.width + b.to(torch.int32)
+            table = self.stored
+        return look_up(table.to(a.device), index - self.offset if self.offset else index)

@@ -1,0 +1,41 @@
+"""Matrix product of two activations on codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from intact.arithmetic import carrier_for, multiplier, requantize
+from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
+
+__all__ = ["MatMulKernel"]
+
+
+@kernel("matmul")
+class MatMulKernel(Kernel):
+    """``(a - z_a) @ (b - z_b)`` over the last two axes, batched as ``torch.matmul``."""
+
+    def __init__(self, binding: Binding) -> None:
+        super().__init__(binding)
+        self.zeros = [int(q.zero_point) for q in binding.inputs]
+        qa, qb = binding.inputs
+        self.scale = multiplier(qa.scale, qb.scale, binding.output.scale)
+        self.low, self.high = activation_codes(binding)
+
+    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+        """Codes of the product."""
+        a, b = xs
+        if a.is_floating_point():
+            reach = [max(q.qtype.qmax - z, z - q.qtype.qmin)
+                     for q, z in zip(self.binding.inputs, self.zeros, strict=True)]
+            carrier = carrier_for(float(a.shape[-1]) * reach[0] * reach[1])
+        else:
+            carrier = torch.int32
+        acc = torch.matmul(a.to(carrier) - self.zeros[0], b.to(carrier) - self.zeros[1])
+        if self.binding.is_accumulator:
+            return acc
+        codes = requantize(acc, self.scale.to(acc.device), int(self.binding.output.zero_point), self.low,
+                           self.high, self.binding.arithmetic)
+        return to_carrier(codes, a, self.binding)

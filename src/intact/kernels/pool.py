@@ -1,0 +1,114 @@
+"""Averages on codes: over whole axes by an exact integer sum, over windows as the target does it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from intact.arithmetic import PoolRule, carrier_for, dequantize, requantize, round_to_int
+from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
+
+__all__ = ["AveragePoolKernel", "MeanKernel"]
+
+
+@kernel("mean")
+class MeanKernel(Kernel):
+    """``round(sum(x - z_x) * (s_x / (s_y * n))) + z_y``; as an accumulator the sum itself, scale s_x / n."""
+
+    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+        """Codes with the averaged axes removed, or kept with size 1."""
+        (x,), b = xs, self.binding
+        (qx,) = b.inputs
+        axes, zero = b.attrs["axes"], int(qx.zero_point)
+        count = 1
+        for axis in axes:
+            count *= x.shape[axis]
+        if x.is_floating_point():
+            reach = max(qx.qtype.qmax - zero, zero - qx.qtype.qmin)
+            carrier = carrier_for(float(count) * reach)
+            total = (x.to(carrier) - zero).sum(axes, keepdim=b.attrs["keepdim"])
+        else:
+            total = (x.to(torch.int32) - zero).sum(axes, keepdim=b.attrs["keepdim"], dtype=torch.int32)
+        if b.is_accumulator:
+            return total
+        scale = qx.scale / (b.output.scale * float(count))
+        low, high = activation_codes(b)
+        codes = requantize(total, scale.to(x.device), int(b.output.zero_point), low, high, b.arithmetic)
+        return to_carrier(codes, x, b)
+
+
+@kernel("avg_pool")
+class AveragePoolKernel(Kernel):
+    """Average over windows, by the arithmetic's :class:`PoolRule`."""
+
+    def __init__(self, binding: Binding) -> None:
+        super().__init__(binding)
+        self.low, self.high = activation_codes(binding)
+
+    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+        """Codes (batch, channels, *windows)."""
+        (x,), b = xs, self.binding
+        if b.arithmetic.average_pool is PoolRule.DEQUANTIZED:
+            return to_carrier(self._dequantized(x), x, b)
+        return to_carrier(self._exact(x), x, b)
+
+    def _counts(self, x: Tensor) -> Tensor:
+        """Divisor of every window: the positions that count, exact small integers."""
+        a = self.binding.attrs
+        ones = torch.ones(1, 1, *x.shape[2:], device=x.device)
+        if a["count_include_pad"]:
+            padded = F.pad(ones, [p for p in reversed(a["padding"]) for _ in (0, 1)], value=1.0)
+            return self._sum(padded, [0] * len(a["padding"]), x.shape[2:])
+        return self._sum(ones, a["padding"], x.shape[2:])
+
+    def _sum(self, x: Tensor, padding: Sequence[int], source: Sequence[int]) -> Tensor:
+        """Sum of each window in row-major order; windows may stick out at the end (ceil mode)."""
+        a = self.binding.attrs
+        sizes = [self._windows(n, i) for i, n in enumerate(source)]
+        pads: list[int] = []
+        for i in reversed(range(len(sizes))):
+            need = (sizes[i] - 1) * a["stride"][i] + a["kernel"][i]
+            pads += [padding[i], max(0, need - padding[i] - x.shape[2 + i])]
+        x = F.pad(x, pads)
+        total: Tensor | None = None
+        for offset in itertools.product(*[range(k) for k in a["kernel"]]):
+            index: list[slice] = [slice(None), slice(None)]
+            for o, s, n in zip(offset, a["stride"], sizes, strict=True):
+                index.append(slice(o, o + (n - 1) * s + 1, s))
+            part = x[tuple(index)]
+            total = part.clone() if total is None else total.add_(part)
+        assert total is not None
+        return total
+
+    def _windows(self, size: int, i: int) -> int:
+        a = self.binding.attrs
+        kernel_size, stride, pad = a["kernel"][i], a["stride"][i], a["padding"][i]
+        span = size + 2 * pad - kernel_size
+        if not a["ceil_mode"]:
+            return int(span // stride + 1)
+        windows = -(-span // stride) + 1
+        # a window that would start in the padding at the end is dropped
+        return int(windows - 1 if (windows - 1) * stride >= size + pad else windows)
+
+    def _dequantized(self, x: Tensor) -> Tensor:
+        b = self.binding
+        values = self._sum(dequantize(x, b.inputs[0]), b.attrs["padding"], x.shape[2:]) / self._counts(x)
+        y = values / b.output.scale.to(x.device)
+        zero = int(b.output.zero_point)
+        if b.arithmetic.zero_inside_pool:
+            codes = round_to_int(y + zero, b.arithmetic.rounding)
+        else:
+            codes = round_to_int(y, b.arithmetic.rounding) + zero
+        return codes.clamp_(self.low, self.high)
+
+    def _exact(self, x: Tensor) -> Tensor:
+        b = self.binding
+        (qx,) = b.inputs
+        centred = x.to(torch.float32) - int(qx.zero_point)
+        total = self._sum(centred, b.attrs["padding"], x.shape[2:])
+        scale = qx.scale.to(x.device) / (b.output.scale.to(x.device) * self._counts(x))
+        return requantize(total, scale, int(b.output.zero_point), self.low, self.high, b.arithmetic)

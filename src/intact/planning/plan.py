@@ -1,0 +1,130 @@
+"""The decision, as an immutable value that can be printed and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from intact.graph import Graph
+from intact.targets import Target
+from intact.types import Granularity, QSpec, QType
+
+__all__ = ["Coverage", "Decision", "Plan", "Rejection", "WeightSpec"]
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """How a weight tensor is encoded; one per storage, however many layers read it."""
+
+    qtype: QType
+    granularity: Granularity
+    observer: str = "mse"
+
+    def __str__(self) -> str:
+        return f"{self.qtype} {self.granularity}, {self.observer}"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to a node: an integer kernel, or float with a reason."""
+
+    integer: bool
+    kernel: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A node that stays in float, and why."""
+
+    name: str
+    path: str
+    op: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path or self.name} ({self.op}): {self.reason}"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Multiply-accumulates for one sample and bytes of weights, in all and in integers."""
+
+    macs: int
+    integer_macs: int
+    weight_bytes: int
+    integer_weight_bytes: int
+
+    @property
+    def mac_share(self) -> float:
+        """Share of multiply-accumulates that run in integers (1.0 for a model without any)."""
+        return self.integer_macs / self.macs if self.macs else 1.0
+
+    @property
+    def weight_share(self) -> float:
+        """Share of the weights' bytes that are stored as integers (1.0 for a model without any)."""
+        return self.integer_weight_bytes / self.weight_bytes if self.weight_bytes else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that was decided before data is read.
+
+    Args:
+        target: the runtime.
+        graph: the graph that it is a plan of.
+        decisions: node name to decision.
+        edges: edge name to the spec of its codes; edges that only float operations touch are absent.
+        weights: parameter name to spec.
+        rejections: every node that stays in float.
+        coverage: how much runs in integers.
+        notes: what capture, passes and planner have to tell.
+    """
+
+    target: Target
+    graph: Graph
+    decisions: Mapping[str, Decision]
+    edges: Mapping[str, QSpec]
+    weights: Mapping[str, WeightSpec]
+    rejections: tuple[Rejection, ...]
+    coverage: Coverage
+    notes: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def regions(self) -> tuple[tuple[str, ...], ...]:
+        """Connected groups of integer nodes, each in the order of execution."""
+        group: dict[str, int] = {}
+        members: dict[int, list[str]] = {}
+        for i, node in enumerate(self.graph):
+            if not self.decisions[node.name].integer:
+                continue
+            found = {group[e] for e in node.inputs if e in group}
+            home = min(found, default=i)
+            members.setdefault(home, []).append(node.name)
+            group[node.name] = home
+            for other in found - {home}:
+                members[home].extend(members.pop(other))
+                group.update((name, home) for name in members[home])
+        order = {n.name: i for i, n in enumerate(self.graph)}
+        return tuple(tuple(sorted(m, key=order.__getitem__)) for m in members.values())
+
+    def __str__(self) -> str:
+        c = self.coverage
+        lines = [
+            f"Plan for target '{self.target.name}' (version {self.target.version})",
+            f"  integers: {c.mac_share:.1%} of {c.macs:,} multiply-accumulates, "
+            f"{c.weight_share:.1%} of {c.weight_bytes:,} weight bytes, {len(self.regions)} region(s)",
+            "  edges and kernels:",
+        ]
+        for node in self.graph:
+            decision, spec = self.decisions[node.name], self.edges.get(node.name)
+            how = decision.kernel or ("codes moved or looked up" if decision.integer else "float")
+            lines.append(f"    {node.name} [{node.op}] {how}; {spec if spec is not None else 'no codes'}")
+            if "weight" in node.params and node.params["weight"] in self.weights:
+                lines.append(f"      weight {node.params['weight']}: {self.weights[node.params['weight']]}")
+        lines.append(f"  in float ({len(self.rejections)}):")
+        lines += [f"    {r}" for r in self.rejections] or ["    nothing"]
+        if self.notes:
+            lines.append("  notes:")
+            lines += [f"    {p + ': ' if p else ''}{text}" for p, text in self.notes]
+        return "\n".join(lines)

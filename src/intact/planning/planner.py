@@ -1,0 +1,196 @@
+"""From a graph, a target and a recipe to a plan: a pure function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from intact.errors import PlanError
+from intact.graph import FloatModel, Graph, Node
+from intact.graph.ir import resolve_shape
+from intact.planning.plan import Coverage, Decision, Plan, Rejection, WeightSpec
+from intact.planning.recipe import Float, How, Recipe, match_rules
+from intact.planning.specs import edge_specs
+from intact.targets import Output, Target, get_target
+from intact.types import PerChannel, PerTensor, QType
+
+__all__ = ["macs_of", "plan"]
+
+_STRUCTURE = frozenset({"input", "constant"})
+
+
+def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe | None = None) -> Plan:
+    """Decide what runs in integers, with which encodings, and say why the rest does not.
+
+    Reads no data and changes nothing; the same arguments give the same plan.
+
+    Args:
+        model: a captured model.
+        target: a runtime, by name or value.
+        recipe: rules; by default 8-bit weights per channel and 8-bit activations everywhere.
+
+    Raises:
+        PlanError: if a rule matches nothing, rules contradict each other on a shared weight, or the target
+            cannot run what a rule asks for.
+
+    >>> import torch
+    >>> from intact.graph import capture
+    >>> p = plan(capture(torch.nn.Linear(3, 2), torch.zeros(2, 3)))
+    >>> p.coverage.mac_share
+    1.0
+    """
+    where = get_target(target)
+    wish = recipe or Recipe()
+    graph = model.graph
+    hows = match_rules(wish, graph)
+    _check_hows(graph, hows, where)
+    reasons = _rejected(model, where, hows)
+    decisions = {
+        n.name: Decision(False, reason=reasons[n.name]) if n.name in reasons
+        else Decision(n.op not in _STRUCTURE, _kernel_name(n, where))
+        for n in graph
+    }
+    edges = edge_specs(graph, decisions, hows, where, wish)
+    rejections = tuple(
+        Rejection(n.name, n.path, n.op, reasons[n.name]) for n in graph if n.name in reasons and n.op not in _STRUCTURE
+    )
+    weights = _weights(model, decisions, hows, where)
+    return Plan(where, graph, decisions, edges, weights, rejections, _coverage(model, decisions),
+                model.notes)
+
+
+def _kernel_name(node: Node, target: Target) -> str:
+    return target.rules[node.op].kernel if node.op in target.rules else ""
+
+
+def _check_hows(graph: Graph, hows: Mapping[str, How], target: Target) -> None:
+    """Refuse what the target cannot run, naming the layer."""
+    for node in graph:
+        how = hows[node.name]
+        if isinstance(how, Float) or node.op not in target.rules:
+            continue
+        for what, bits, allowed in (("weight", how.weight_bits, target.weight_bits),
+                                    ("activation", how.activation_bits, target.activation_bits)):
+            if bits not in allowed:
+                raise PlanError(f"target '{target.name}' cannot run {bits}-bit {what}s",
+                                where=node.path or node.name, got=bits, allowed=f"{allowed[0]} to {allowed[-1]}",
+                                fix="choose fewer bits, or target='reference' to simulate")
+        if not isinstance(how.weight_granularity, (PerChannel, PerTensor)):
+            raise PlanError(f"target '{target.name}' has no such granularity for static weights",
+                            where=node.path or node.name, got=str(how.weight_granularity),
+                            allowed="PerTensor or PerChannel(0)")
+        if not how.weight_symmetric and not target.asymmetric_weights:
+            raise PlanError(f"target '{target.name}' runs symmetric weights only", where=node.path or node.name,
+                            fix="set weight_symmetric=True")
+
+
+def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How]) -> dict[str, str]:
+    """Every node that stays in float, with its reason."""
+    graph = model.graph
+    reasons: dict[str, str] = {}
+    for node in graph:
+        reason = _own_reason(node, model, target, hows[node.name])
+        if reason is not None:
+            reasons[node.name] = reason
+    users, outputs = graph.consumers(), set(graph.outputs)
+    light = [n for n in graph if n.op not in _STRUCTURE and n.op in target.rules and not target.rules[n.op].macs]
+    changed = True
+    while changed:  # a light operation is quantized only between integer operations
+        changed = False
+        for node in light:
+            if node.name in reasons:
+                continue
+            ends = target.rules[node.op].output is not Output.FREE_OR_ACCUMULATOR
+            reason = _light_reason(node, graph, reasons, users[node.name], node.name in outputs, ends)
+            if reason is not None:
+                reasons[node.name] = reason
+                changed = True
+    return reasons
+
+
+def _own_reason(node: Node, model: FloatModel, target: Target, how: How) -> str | None:
+    if node.op in _STRUCTURE:
+        return None
+    if isinstance(how, Float):
+        return "the recipe says float"
+    if node.op == "opaque":
+        return next((text for p, text in model.notes if p == node.path), "could not be captured")
+    if not node.dtype.startswith("float"):
+        return f"computes {node.dtype}, not real numbers"
+    if node.op not in target.rules:
+        return f"target '{target.name}' has no integer kernel for {node.attrs.get('target', node.op)}"
+    reason = target.rules[node.op].check(node, model.graph)
+    if reason is None and any(not model.graph[i].dtype.startswith("float") for i in node.inputs):
+        reason = "an operand is not a float tensor"
+    return reason
+
+
+def _light_reason(node: Node, graph: Graph, reasons: Mapping[str, str], users: list[Node], is_output: bool,
+                  loses: bool) -> str | None:
+    """Why an operation without multiply-accumulates is better left in float, or None.
+
+    ``loses``: its output would be rounded to codes; an exact sum that stays an accumulator loses nothing.
+    """
+    sources = [graph[i] for i in node.inputs]
+    if all(s.op == "constant" for s in sources):
+        return "computed from constants"
+    floats = [s.name for s in sources if s.name in reasons]
+    if floats:
+        return f"its operand '{floats[0]}' is float"
+    if is_output and loses:
+        return "makes an output: nothing after it multiplies, so codes would only lose precision"
+    if loses and all(u.name in reasons for u in users):
+        return "only float operations read it"
+    return None
+
+
+def _weights(model: FloatModel, decisions: Mapping[str, Decision], hows: Mapping[str, How], target: Target) -> dict[str, WeightSpec]:
+    specs: dict[str, tuple[WeightSpec, str]] = {}
+    for node in model.graph:
+        how = hows[node.name]
+        if not decisions[node.name].integer or "weight" not in node.params or isinstance(how, Float):
+            continue
+        qtype = QType(how.weight_bits, signed=True, narrow=how.weight_symmetric)
+        granularity = how.weight_granularity
+        if isinstance(granularity, PerChannel) and granularity.axis != 0:
+            raise PlanError("weights are per output channel", where=node.path, got=str(granularity),
+                            allowed="PerChannel(0)")
+        spec = WeightSpec(qtype, granularity, how.weight_observer)
+        name = node.params["weight"]
+        if name in specs and specs[name][0] != spec:
+            raise PlanError("two rules contradict each other on a shared weight", where=name,
+                            got=f"'{specs[name][1]}' says {specs[name][0]}, '{node.name}' says {spec}",
+                            fix="give both layers the same rule")
+        specs[name] = (spec, node.name)
+    return {name: spec for name, (spec, _) in specs.items()}
+
+
+def macs_of(node: Node, model: FloatModel) -> int:
+    """Multiply-accumulates of a node for one sample."""
+    shape = resolve_shape(node.shape, 1)
+    if node.op == "matmul":
+        inner = model.graph[node.inputs[0]].shape[-1]
+        return math.prod(shape) * (inner if isinstance(inner, int) else 1)
+    if node.op not in ("conv", "conv_transpose", "linear"):
+        return 0
+    weight = model.params[node.params["weight"]]
+    if node.op == "conv_transpose":
+        source = resolve_shape(model.graph[node.inputs[0]].shape, 1)
+        return math.prod(source) * math.prod(weight.shape[1:])
+    return math.prod(shape) * math.prod(weight.shape[1:])
+
+
+def _coverage(model: FloatModel, decisions: Mapping[str, Decision]) -> Coverage:
+    macs = integer = 0
+    weights: dict[str, int] = {}
+    kept: set[str] = set()
+    for node in model.graph:
+        count, is_integer = macs_of(node, model), decisions[node.name].integer
+        macs += count
+        integer += count if is_integer else 0
+        if "weight" in node.params:
+            name = node.params["weight"]
+            weights[name] = model.params[name].numel() * model.params[name].element_size()
+            if is_integer:
+                kept.add(name)
+    return Coverage(macs, integer, sum(weights.values()), sum(weights[n] for n in kept))

@@ -1,0 +1,169 @@
+"""The user's wish: ordered rules that say where and how, apart from each other."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from intact.errors import PlanError
+from intact.graph import MAC_OPS, Graph, Node
+from intact.types import Granularity, PerChannel
+
+__all__ = ["FLOAT", "Float", "How", "Quant", "Recipe", "Rule", "Where", "first", "last", "match_rules", "op", "path"]
+
+
+@dataclass(frozen=True)
+class Where:
+    """A set of nodes. Combine with ``&``, ``|`` and ``~``."""
+
+    text: str
+    contains: Callable[[Node, Graph], bool] = field(compare=False, repr=False)
+    pattern: str | None = None
+
+    def __and__(self, other: Where) -> Where:
+        return Where(f"({self.text} & {other.text})", lambda n, g: self.contains(n, g) and other.contains(n, g),
+                     self.pattern or other.pattern)
+
+    def __or__(self, other: Where) -> Where:
+        return Where(f"({self.text} | {other.text})", lambda n, g: self.contains(n, g) or other.contains(n, g),
+                     self.pattern or other.pattern)
+
+    def __invert__(self) -> Where:
+        return Where(f"~{self.text}", lambda n, g: not self.contains(n, g))
+
+
+def path(pattern: str) -> Where:
+    """Nodes of a module, or of any module inside it, by glob on the module path.
+
+    >>> path("layer4").text
+    "path('layer4')"
+    """
+
+    def contains(node: Node, graph: Graph) -> bool:
+        parts = node.path.split(".") if node.path else []
+        parents = [".".join(parts[: i + 1]) for i in range(len(parts))]
+        return any(fnmatch.fnmatchcase(p, pattern) for p in (*parents, node.name))
+
+    return Where(f"path({pattern!r})", contains, pattern)
+
+
+def op(*names: str) -> Where:
+    """Nodes of canonical operations, such as ``op("conv", "linear")``."""
+    return Where(f"op({', '.join(map(repr, names))})", lambda n, g: n.op in names)
+
+
+def first(count: int = 1) -> Where:
+    """The first layers with multiply-accumulates, in the order of execution."""
+    return Where(f"first({count})", lambda n, g: n.name in _layers(g)[:count])
+
+
+def last(count: int = 1) -> Where:
+    """The last layers with multiply-accumulates, in the order of execution."""
+    return Where(f"last({count})", lambda n, g: n.name in _layers(g)[-count:])
+
+
+def _layers(graph: Graph) -> list[str]:
+    return [n.name for n in graph if n.op in MAC_OPS]
+
+
+@dataclass(frozen=True)
+class Float:
+    """Leave the nodes in float."""
+
+    def __str__(self) -> str:
+        return "float"
+
+
+FLOAT = Float()
+
+
+@dataclass(frozen=True)
+class Quant:
+    """How nodes are quantized.
+
+    Args:
+        weight_bits, activation_bits: 2 to 16; what the target cannot run is refused by the plan.
+        weight_granularity: :class:`PerChannel` (of the output channels) or :class:`PerTensor`.
+        weight_symmetric: zero point 0 for weights.
+        activation_symmetric: zero point in the middle for activations.
+        weight_observer: ``"mse"`` or ``"minmax"``.
+        activation_observer: a registered observer: ``"mse"``, ``"minmax"``, ``"percentile"``, ``"entropy"``,
+            ``"moving_average"``.
+
+    Activation settings hold for what the nodes read; of readers that disagree, the one with more bits wins.
+    """
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    weight_granularity: Granularity = PerChannel(0)
+    weight_symmetric: bool = True
+    activation_symmetric: bool = False
+    weight_observer: str = "mse"
+    activation_observer: str = "mse"
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "activation_bits"):
+            bits = getattr(self, name)
+            if not isinstance(bits, int) or not 2 <= bits <= 16:
+                raise PlanError(f"{name} is out of range", got=bits, allowed="2 to 16", fix="use FLOAT for 32 bits")
+
+    def __str__(self) -> str:
+        return f"W{self.weight_bits}A{self.activation_bits}"
+
+
+How = Quant | Float
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Where, and how."""
+
+    where: Where
+    how: How
+
+    def __str__(self) -> str:
+        return f"{self.where.text} -> {self.how}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Ordered rules, of which the first that matches a node wins, and what holds for the other nodes.
+
+    Args:
+        rules: each must match at least one node.
+        default: for nodes that no rule matches.
+        quantized_outputs: give the model's outputs codes of their own (for integer outputs in the exported
+            model); by default the last layer's accumulator is returned without that loss.
+
+    >>> print(Recipe(rules=(Rule(path("head"), FLOAT),)).rules[0])
+    path('head') -> float
+    """
+
+    rules: Sequence[Rule] = ()
+    default: How = Quant()
+    quantized_outputs: bool = False
+
+
+def match_rules(recipe: Recipe, graph: Graph) -> dict[str, How]:
+    """How each node is to be treated.
+
+    Raises:
+        PlanError: for a rule that matches nothing; names the nearest module paths.
+    """
+    hits = [0] * len(recipe.rules)
+    chosen: dict[str, How] = {}
+    for node in graph:
+        for i, rule in enumerate(recipe.rules):
+            if rule.where.contains(node, graph):
+                hits[i] += 1
+                chosen.setdefault(node.name, rule.how)
+        chosen.setdefault(node.name, recipe.default)
+    for rule, count in zip(recipe.rules, hits, strict=True):
+        if not count:
+            paths = sorted({n.path for n in graph if n.path} | {n.op for n in graph})
+            near = difflib.get_close_matches(rule.where.pattern or rule.where.text, paths, n=3, cutoff=0.0)
+            raise PlanError("a rule matches nothing", where=str(rule), allowed=f"nearest: {', '.join(near)}",
+                            fix="correct the rule, or remove it")
+    return chosen

@@ -1,0 +1,96 @@
+"""The spec of every edge: whose parameters its codes have, and within which range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from intact.graph import Graph, Node
+from intact.planning.plan import Decision
+from intact.planning.recipe import Float, How, Quant, Recipe
+from intact.targets import Output, Target
+from intact.types import Accumulator, Fixed, Free, Joined, QSpec, QType, Shared
+
+__all__ = ["edge_specs"]
+
+
+def edge_specs(
+    graph: Graph, decisions: Mapping[str, Decision], hows: Mapping[str, How], target: Target, recipe: Recipe
+) -> dict[str, QSpec]:
+    """Edge name to spec, for every edge whose codes something makes or reads."""
+    users, outputs = graph.consumers(), set(graph.outputs)
+    settings = _settings(graph, decisions, hows, users)
+    specs: dict[str, QSpec] = {}
+    for node in graph:
+        integer = decisions[node.name].integer
+        read = any(decisions[u.name].integer for u in users[node.name])
+        if not integer:
+            if read:
+                specs[node.name] = _free(node, settings[node.name], target)
+            continue
+        rule = target.rules[node.op]
+        if rule.output is Output.SHARED:
+            specs[node.name] = Shared(node.inputs[0])
+        elif rule.fixed is not None:
+            specs[node.name] = Fixed(rule.fixed)
+        elif _keeps_accumulator(node, rule.output, read, node.name in outputs, recipe):
+            specs[node.name] = Accumulator()
+        else:
+            specs[node.name] = _free(node, settings[node.name], target)
+    return _joined(graph, specs, users, outputs)
+
+
+def _keeps_accumulator(node: Node, output: Output, read: bool, is_output: bool, recipe: Recipe) -> bool:
+    """The accumulator is kept where no integer operation reads it and no activation is folded into it."""
+    if output is not Output.FREE_OR_ACCUMULATOR or read or "activation" in node.attrs:
+        return False
+    return not (is_output and recipe.quantized_outputs)
+
+
+def _settings(
+    graph: Graph, decisions: Mapping[str, Decision], hows: Mapping[str, How], users: Mapping[str, list[Node]]
+) -> dict[str, Quant]:
+    """How each edge is encoded: as its integer readers want it; of several the one with more bits."""
+    found: dict[str, Quant] = {}
+    for node in reversed(graph.nodes):
+        wishes = []
+        for user in users[node.name]:
+            how = hows[user.name]
+            if decisions[user.name].integer and isinstance(how, Quant):
+                moves = user.op not in ("conv", "linear", "matmul", "conv_transpose")
+                wishes.append(found[user.name] if moves and user.name in found else how)
+        own = hows[node.name]
+        default = own if isinstance(own, Quant) else Quant()
+        found[node.name] = max(wishes, key=lambda q: q.activation_bits) if wishes else default
+    return found
+
+
+def _free(node: Node, how: Quant, target: Target) -> Free:
+    bounds = node.attrs.get("activation")
+    clip = None
+    if bounds is not None:
+        clip = (float(bounds[0]), float(bounds[1]))
+    elif node.op in ("relu", "clamp", "sigmoid", "hardsigmoid"):
+        low, high = {"relu": (0.0, math.inf), "clamp": (node.attrs.get("low", 0.0), node.attrs.get("high", 0.0))}.get(
+            node.op, (0.0, 1.0)
+        )
+        clip = (low, high) if low <= 0.0 <= high else None
+    qtype = QType(how.activation_bits, signed=False)
+    return Free(qtype, symmetric=how.activation_symmetric, observer=how.activation_observer, clip=clip)
+
+
+def _joined(
+    graph: Graph, specs: dict[str, QSpec], users: Mapping[str, list[Node]], outputs: set[str]
+) -> dict[str, QSpec]:
+    """Operands of a concatenation that nothing else reads may take its parameters."""
+    result = dict(specs)
+    for node in graph:
+        group = specs.get(node.name)
+        if node.op != "concat" or not isinstance(group, Free):
+            continue
+        for name in dict.fromkeys(node.inputs):
+            own = result.get(name)
+            alone = len(set(u.name for u in users[name])) == 1 and name not in outputs
+            if isinstance(own, Free) and alone and own.qtype == group.qtype and graph[name].op != "constant":
+                result[name] = Joined(node.name, own)
+    return result

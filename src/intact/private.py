@@ -1,0 +1,47 @@
+"""The only file that uses names of torch that are not public, and why.
+
+* ``torch._int_mm``: torch has no public integer matrix product that is faster than a scalar loop. It is used only
+  where :func:`int8_matmul` has found, once in a process, that its results equal the scalar loop's on codes that
+  expose 16-bit saturation (x86 without VNNI) and on odd sizes; else the loop is used.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+__all__ = ["int8_matmul"]
+
+
+def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Exact int32 product of int8 matrices of shapes (m, k) and (k, n)."""
+    if a.device.type == "cpu" and _fast_is_exact():
+        return torch._int_mm(a, b)
+    if a.device.type == "cpu":
+        return a.to(torch.int32) @ b.to(torch.int32)
+    # accelerators have no int32 matrix product; float64 is exact: |sum| <= 2**14 * k < 2**53
+    return (a.to(torch.float64) @ b.to(torch.float64)).to(torch.int32)
+
+
+@lru_cache(maxsize=1)
+def _fast_is_exact() -> bool:
+    """Whether ``torch._int_mm`` exists here and equals the scalar loop on hard cases."""
+    if not hasattr(torch, "_int_mm"):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    for m, k, n in ((1, 1, 1), (3, 5, 7), (17, 33, 9), (64, 576, 64), (130, 257, 31)):
+        for extreme in (True, False):
+            a = torch.randint(-128, 128, (m, k), generator=generator, dtype=torch.int8)
+            b = torch.randint(-128, 128, (k, n), generator=generator, dtype=torch.int8)
+            if extreme:
+                a = torch.where(a < 0, -128, 127).to(torch.int8)
+                b = torch.where(b < 0, -128, 127).to(torch.int8)
+            try:
+                fast = torch._int_mm(a, b)
+            except RuntimeError:  # not compiled for this CPU, or a size that it refuses
+                return False
+            if not torch.equal(fast, a.to(torch.int32) @ b.to(torch.int32)):
+                return False
+    return True

@@ -1,0 +1,143 @@
+"""From calibrated parameters and float weights to bound kernels: the one place where weights become codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from intact.arithmetic import accumulator_bounds, quantize_weight
+from intact.errors import CalibrationError
+from intact.graph import Graph, Node
+from intact.kernels import KERNELS, Binding, Kernel
+from intact.observers import weight_qparams
+from intact.planning import Plan
+from intact.types import INT32, Accumulator, PerChannel, PerTensor, QParams, QTensor
+
+__all__ = ["Bound", "bind"]
+
+_BIAS_LIMIT = 2.0**30  # a bias code stays below it, which leaves as much for the accumulator
+_SMALLEST = 2.0**-120  # products of scales stay normal float32 numbers
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """Kernels and parameters of every edge, and what had to be adjusted on the way."""
+
+    kernels: Mapping[str, Kernel]
+    qparams: Mapping[str, QParams]
+    notes: tuple[tuple[str, str], ...] = field(default=())
+
+
+def bind(plan: Plan, params: Mapping[str, Tensor], qparams: Mapping[str, QParams]) -> Bound:
+    """Quantize weights and biases and bind every integer kernel.
+
+    Args:
+        plan: the decisions.
+        params: float parameters by name.
+        qparams: parameters of every edge but the accumulators.
+
+    Raises:
+        CalibrationError: if a bias or a weight cannot be expressed.
+    """
+    graph, known = plan.graph, dict(qparams)
+    notes: list[tuple[str, str]] = []
+    weights = _quantized_weights(plan, params, known, notes)
+    kernels: dict[str, Kernel] = {}
+    for node in graph:
+        if not plan.decisions[node.name].integer:
+            continue
+        inputs = tuple(known[i] for i in node.inputs)
+        weight = weights[node.params["weight"]] if "weight" in node.params else None
+        if isinstance(plan.edges[node.name], Accumulator):
+            known[node.name] = _accumulator_params(graph, node, inputs, weight)
+        bias = _bias_codes(node, params, inputs[0], weight, notes)
+        binding = Binding(node.op, node.attrs, inputs, known[node.name], plan.target.arithmetic, weight, bias,
+                          where=node.path or node.name)
+        kernels[node.name] = KERNELS[node.op](binding)
+    return Bound(kernels, known, tuple(notes))
+
+
+def _quantized_weights(
+    plan: Plan, params: Mapping[str, Tensor], qparams: Mapping[str, QParams], notes: list[tuple[str, str]]
+) -> dict[str, QTensor]:
+    """One quantized tensor for each storage, whose scales suit every layer that reads it."""
+    readers: dict[str, list[Node]] = {}
+    for node in plan.graph:
+        if plan.decisions[node.name].integer and "weight" in node.params:
+            readers.setdefault(node.params["weight"], []).append(node)
+    result = {}
+    for name, nodes in readers.items():
+        spec, weight = plan.weights[name], params[name].detach()
+        if not bool(torch.isfinite(weight).all()):
+            raise CalibrationError("a weight is not finite", where=name,
+                                   got=f"{int((~torch.isfinite(weight)).sum())} values")
+        found = weight_qparams(weight, spec.qtype, spec.granularity, method=spec.observer)
+        floor = _scale_floor(nodes, params, qparams, found)
+        raised = found.scale < floor
+        if bool(raised.any()):
+            notes.append((name, f"scale of {int(raised.sum())} channel(s) raised so that the int32 bias and the "
+                                "multiplier can be expressed"))
+            found = replace(found, scale=torch.maximum(found.scale, floor))
+        result[name] = quantize_weight(weight, found)
+    return result
+
+
+def _scale_floor(
+    nodes: list[Node], params: Mapping[str, Tensor], qparams: Mapping[str, QParams], found: QParams
+) -> Tensor:
+    """The smallest weight scale with which bias codes fit in int32 and products of scales are normal floats."""
+    floor = torch.zeros_like(found.scale)
+    for node in nodes:
+        sx = qparams[node.inputs[0]].scale.to(torch.float64)
+        sy = qparams[node.name].scale.to(torch.float64) if node.name in qparams else torch.tensor(1.0)
+        need = torch.full(found.scale.shape, _SMALLEST, dtype=torch.float64) * torch.clamp(sy, min=1.0) / sx
+        if "bias" in node.params:
+            bias = params[node.params["bias"]].detach().to(torch.float64).abs()
+            bias = bias if found.scale.ndim else bias.max()
+            need = torch.maximum(need, bias / (sx * _BIAS_LIMIT))
+        # one part in a million above, so that rounding to float32 cannot fall below
+        floor = torch.maximum(floor, (need * (1 + 1e-6)).to(torch.float32))
+    return floor.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _bias_codes(
+    node: Node, params: Mapping[str, Tensor], qx: QParams, weight: QTensor | None, notes: list[tuple[str, str]]
+) -> Tensor | None:
+    """int32 codes of the bias with scale float32(s_x * s_w), half to even in float64."""
+    if "bias" not in node.params or weight is None:
+        return None
+    bias = params[node.params["bias"]].detach()
+    if not bool(torch.isfinite(bias).all()):
+        raise CalibrationError("a bias is not finite", where=node.params["bias"])
+    scale = qx.scale * weight.qparams.scale
+    if not bool(torch.isfinite(scale).all()):
+        raise CalibrationError("input scale times weight scale overflows float32", where=node.path or node.name,
+                               got=float(scale.max()), fix="leave this layer in float")
+    granularity = PerChannel(0) if scale.ndim else PerTensor()
+    q = QParams(scale, torch.zeros(scale.shape, dtype=torch.int32), INT32, granularity)
+    bounds = accumulator_bounds(weight.codes, int(qx.zero_point), qx.qtype.qmin, qx.qtype.qmax)
+    room = (2.0**31 - 1 - bounds).clamp(min=0.0)
+    codes = quantize_weight(bias, q).codes.to(torch.float64)
+    limited = codes.clamp(min=-room, max=room)
+    if not torch.equal(limited, codes):
+        notes.append((node.params["bias"], f"{int((limited != codes).sum())} bias code(s) limited to int32"))
+    return limited.to(torch.int32)
+
+
+def _accumulator_params(graph: Graph, node: Node, inputs: tuple[QParams, ...], weight: QTensor | None) -> QParams:
+    """Parameters of an output that is the int32 accumulator."""
+    if weight is not None:
+        scale = inputs[0].scale * weight.qparams.scale
+        granularity = PerChannel(len(node.shape) - 1) if scale.ndim else PerTensor()
+    elif node.op == "matmul":
+        scale, granularity = inputs[0].scale * inputs[1].scale, PerTensor()
+    else:  # mean
+        source = graph[node.inputs[0]]
+        count = 1
+        for axis in node.attrs["axes"]:
+            count *= int(source.shape[axis])
+        scale, granularity = inputs[0].scale / float(count), PerTensor()
+    return QParams(scale, torch.zeros(scale.shape, dtype=torch.int32), INT32, granularity)

@@ -1,0 +1,35 @@
+"""FloatModel + Plan -> QFloatModel."""
+
+from __future__ import annotations
+
+from intact.errors import PlanError
+from intact.graph import FloatModel
+from intact.planning import Plan
+from intact.simulation.qfloat import QFloatModel
+
+__all__ = ["prepare"]
+
+
+def prepare(model: FloatModel, plan: Plan) -> QFloatModel:
+    """The model with an observer on every edge that needs its own parameters.
+
+    Args:
+        model: a captured model; not changed, its parameters are copied.
+        plan: a plan of this very model.
+
+    Raises:
+        PlanError: if the plan is of another model.
+
+    >>> import torch
+    >>> from intact.graph import capture
+    >>> from intact.planning import plan
+    >>> fm = capture(torch.nn.Linear(3, 2), torch.zeros(2, 3))
+    >>> prepare(fm, plan(fm)).calibrated
+    False
+    """
+    if not isinstance(model, FloatModel):
+        raise PlanError("prepare takes a captured model", got=type(model).__name__,
+                        fix="call intact.capture(model, example_inputs) first")
+    if plan.graph != model.graph:
+        raise PlanError("the plan was made for another model", fix="plan this model")
+    return QFloatModel(model, plan)

@@ -1,0 +1,109 @@
+"""A graph of bound kernels and float operations, run on integer codes or on floats that hold integers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intact.arithmetic import Arithmetic, dequantize, quantize
+from intact.graph import Graph, Node
+from intact.graph.float_model import last_uses
+from intact.graph.ir import fill_template
+from intact.graph.signature import Signature, check_inputs
+from intact.kernels import Kernel
+from intact.types import QParams
+
+__all__ = ["Program"]
+
+FloatStep = Callable[[Node, list[Tensor], int], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """What QFloat and Q have in common: the same kernels, bound to the same numbers.
+
+    Args:
+        graph: nodes over named edges.
+        signature: how the model is called.
+        kernels: bound kernels by node name; nodes without one run in float.
+        qparams: parameters of every edge that has codes.
+        arithmetic: the target's number rules.
+        float_step: runs a node in float.
+    """
+
+    graph: Graph
+    signature: Signature
+    kernels: Mapping[str, Kernel]
+    qparams: Mapping[str, QParams]
+    arithmetic: Arithmetic
+    float_step: FloatStep
+
+    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, integer: bool) -> Any:
+        """Outputs in the user's structure, in float."""
+        return fill_template(self.graph.output, self._execute(args, kwargs, integer, None))
+
+    def codes(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, integer: bool) -> dict[str, Tensor]:
+        """Codes of every edge that has them, in storage dtype."""
+        found: dict[str, Tensor] = {}
+
+        def tap(name: str, codes: Tensor) -> None:
+            found[name] = codes.to(self.qparams[name].qtype.storage)
+
+        self._execute(args, kwargs, integer, tap)
+        return found
+
+    def _execute(self, args: Sequence[Any], kwargs: Mapping[str, Any], integer: bool,
+                 tap: Callable[[str, Tensor], None] | None) -> dict[str, Tensor]:
+        inputs = self.signature.bind(args, kwargs)
+        batch = check_inputs(self.graph, inputs)
+        state = _State(self, integer, tap)
+        dying = last_uses(self.graph)
+        with torch.no_grad():
+            for node in self.graph:
+                if node.op == "input":
+                    state.floats[node.name] = inputs[node.name]
+                elif node.name in self.kernels:
+                    xs = [state.codes_of(i) for i in node.inputs]
+                    state.store(node.name, self.kernels[node.name](xs, batch))
+                else:
+                    values = [state.float_of(i) for i in node.inputs]
+                    state.floats[node.name] = self.float_step(node, values, batch)
+                if tap is not None and node.name in self.qparams:
+                    state.codes_of(node.name)
+                for name in dying.get(node.name, ()):
+                    state.free(name)
+            return {name: state.float_of(name) for name in self.graph.outputs}
+
+
+class _State:
+    """Values of one run: an edge has codes, a float value, or both once somebody asked."""
+
+    def __init__(self, program: Program, integer: bool, tap: Callable[[str, Tensor], None] | None) -> None:
+        self.program, self.integer, self.tap = program, integer, tap
+        self.floats: dict[str, Tensor] = {}
+        self.codes: dict[str, Tensor] = {}
+
+    def codes_of(self, name: str) -> Tensor:
+        if name not in self.codes:
+            q = self.program.qparams[name]
+            codes = quantize(self.floats[name], q, self.program.arithmetic)
+            self.store(name, codes.to(q.qtype.storage) if self.integer else codes)
+        return self.codes[name]
+
+    def float_of(self, name: str) -> Tensor:
+        if name not in self.floats:
+            self.floats[name] = dequantize(self.codes[name], self.program.qparams[name])
+        return self.floats[name]
+
+    def store(self, name: str, codes: Tensor) -> None:
+        self.codes[name] = codes
+        if self.tap is not None:
+            self.tap(name, codes)
+
+    def free(self, name: str) -> None:
+        self.floats.pop(name, None)
+        self.codes.pop(name, None)

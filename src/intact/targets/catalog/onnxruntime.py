@@ -1,0 +1,72 @@
+"""ONNX Runtime, CPU execution provider, default session (all graph optimisations) on x86-64.
+
+Measured with onnxruntime 1.31: which QDQ groups the session fuses into integer kernels, and their arithmetic.
+``tests/parity`` runs every rule against the runtime.
+"""
+
+from __future__ import annotations
+
+from intact.arithmetic import Arithmetic, BinaryRule, PoolRule, Rounding
+from intact.graph import Graph, Node
+from intact.kernels import UNARY_OPS
+from intact.targets.schema import OpRule, Output, Target
+
+__all__ = ["ONNXRUNTIME"]
+
+ARITHMETIC = Arithmetic(
+    "onnxruntime",
+    rounding=Rounding.HALF_EVEN,
+    add=BinaryRule.FUSED,
+    mul=BinaryRule.FUSED,
+    average_pool=PoolRule.DEQUANTIZED,
+    zero_inside_pool=True,
+)
+
+
+def _static_channels(node: Node, graph: Graph) -> str | None:
+    return None if len(node.shape) in (3, 4, 5) else "a convolution needs 1 to 3 spatial axes"
+
+
+def _mean(node: Node, graph: Graph) -> str | None:
+    source = graph[node.inputs[0]]
+    axes = node.attrs["axes"]
+    if 0 in axes:
+        return "a mean over the batch axis has no integer kernel"
+    if any(not isinstance(source.shape[a], int) for a in axes):
+        return "a mean over a dynamic axis has no integer kernel"
+    return None
+
+
+def _avg_pool(node: Node, graph: Graph) -> str | None:
+    if node.attrs["ceil_mode"] and node.attrs["count_include_pad"] and any(node.attrs["padding"]):
+        return "windows beyond the padding are counted differently by the runtime"
+    return None
+
+
+def _binary(node: Node, graph: Graph) -> str | None:
+    return "an operand is not a float tensor" if any(
+        not graph[i].dtype.startswith("float") for i in node.inputs
+    ) else None
+
+
+def _max_pool(node: Node, graph: Graph) -> str | None:
+    return None if len(node.attrs["kernel"]) <= 2 else "no integer kernel for 3-d max pooling"
+
+
+RULES: dict[str, OpRule] = {
+    "conv": OpRule("QLinearConv", check=_static_channels, macs=True),
+    "linear": OpRule("QGemm", Output.FREE_OR_ACCUMULATOR, macs=True),
+    "matmul": OpRule("QLinearMatMul", Output.FREE_OR_ACCUMULATOR, check=_binary, macs=True),
+    "add": OpRule("QLinearAdd", check=_binary),
+    "mul": OpRule("QLinearMul", check=_binary),
+    "sub": OpRule("", check=_binary),
+    "concat": OpRule("QLinearConcat"),
+    "mean": OpRule("QLinearGlobalAveragePool", Output.FREE_OR_ACCUMULATOR, check=_mean),
+    "avg_pool": OpRule("QLinearAveragePool", check=_avg_pool),
+    "max_pool": OpRule("", Output.SHARED, check=_max_pool),
+    **{op: OpRule("", Output.SHARED) for op in
+       ("reshape", "permute", "slice", "pad", "expand", "index_select", "interpolate_nearest")},
+    **{op: OpRule("") for op in UNARY_OPS},
+}
+
+ONNXRUNTIME = Target(name="onnxruntime", version=1, arithmetic=ARITHMETIC, rules=RULES)

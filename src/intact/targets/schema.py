@@ -1,0 +1,75 @@
+"""A target: a frozen, versioned value that describes one runtime at one optimisation level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from intact.arithmetic import Arithmetic
+from intact.graph import Graph, Node
+from intact.types import QParams
+
+__all__ = ["OpRule", "Output", "Target"]
+
+#: why a node cannot run in integers on the target; None if it can
+Check = Callable[[Node, Graph], str | None]
+
+
+def _always(node: Node, graph: Graph) -> str | None:
+    return None
+
+
+class Output(Enum):
+    """Which encodings the output of an integer kernel may have."""
+
+    FREE = "free"  # its own parameters
+    SHARED = "shared"  # those of the operand: codes are only moved
+    FREE_OR_ACCUMULATOR = "free_or_accumulator"  # the int32 accumulator, where only float operations read it
+
+
+@dataclass(frozen=True)
+class OpRule:
+    """How one canonical operation runs on the target.
+
+    Args:
+        kernel: what the runtime calls its integer kernel; "" if codes are only moved.
+        output: encodings of the output.
+        check: a reason to refuse this node, or None.
+        fixed: parameters that the runtime prescribes for the output.
+        macs: the operation's cost is multiply-accumulates, so it is quantized for its own sake.
+    """
+
+    kernel: str
+    output: Output = Output.FREE
+    check: Check = _always
+    fixed: QParams | None = None
+    macs: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """One runtime.
+
+    Args:
+        name: as the user gives it.
+        version: of this description; part of artefacts.
+        arithmetic: the number rules of its kernels.
+        rules: canonical operation to rule; an operation without a rule stays in float.
+        weight_bits, activation_bits: widths whose codes the kernels can run on (narrower codes run in the
+            8-bit kernels, in the range that their width gives them).
+        signed_activations: whether int8 activations run in integers everywhere.
+        per_channel: whether weights may have a scale per output channel.
+        asymmetric_weights: whether weights may have a zero point.
+        weight_qmin: the lowest weight code that is safe on every machine that the target covers.
+    """
+
+    name: str
+    version: int
+    arithmetic: Arithmetic
+    rules: Mapping[str, OpRule]
+    weight_bits: tuple[int, ...] = tuple(range(2, 9))
+    activation_bits: tuple[int, ...] = tuple(range(2, 9))
+    signed_activations: bool = False
+    per_channel: bool = True
+    asymmetric_weights: bool = False

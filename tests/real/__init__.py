@@ -1,0 +1,1 @@
+"""Tests on trained networks and real data."""
