@@ -1,6 +1,6 @@
 """The integer model: conversion, running, saving and loading."""
 
-from intact.engine.artifact import load, save
+load = save = None
 from intact.engine.convert import convert
 from intact.engine.qmodel import QModel
 

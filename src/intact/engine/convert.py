@@ -8,6 +8,7 @@ import torch
 
 from intact.engine.qmodel import QModel
 from intact.errors import CalibrationError
+from intact.planning import macs_of
 from intact.simulation import QFloatModel
 
 __all__ = ["convert"]
@@ -45,6 +46,7 @@ def _info(qfloat: QFloatModel) -> dict[str, Any]:
     plan, cover = qfloat.plan, qfloat.plan.coverage
     return {
         "plan": str(plan),
+        "macs": {n.name: m for n in plan.graph if (m := macs_of(n, qfloat.float_model))},
         "kernels": {n: d.kernel for n, d in plan.decisions.items() if d.integer},
         "rejections": [[r.name, r.path, r.op, r.reason] for r in plan.rejections],
         "coverage": {"macs": cover.macs, "integer_macs": cover.integer_macs, "weight_bytes": cover.weight_bytes,

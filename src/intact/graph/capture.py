@@ -22,6 +22,10 @@ from intact.graph.signature import Signature
 __all__ = ["capture", "capture_program", "evaluation_mode"]
 
 
+#: samples of the example inputs that are kept, to check transformations and exports on
+_KEPT = 32
+
+
 def capture(model: nn.Module, example_inputs: Any) -> FloatModel:
     """Capture ``model`` in evaluation mode as one graph whose batch size stays free.
 
@@ -175,7 +179,7 @@ def capture_program(
     graph = graph.rewritten(graph.nodes)
     signature = _signature(program, model)
     tensors = signature.bind(*example)
-    fm = FloatModel(graph, params, signature, {k: v.detach()[:2].clone() for k, v in tensors.items()},
+    fm = FloatModel(graph, params, signature, {k: v.detach()[:_KEPT].clone() for k, v in tensors.items()},
                     dict(opaque or {}))
     return fm.with_graph(infer_shapes(fm))
 

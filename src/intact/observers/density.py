@@ -34,11 +34,13 @@ class Density:
         first, last = int(used[0]), int(used[-1])
         edges, mass = edges[first : last + 2].clone(), mass[first : last + 1]
         # all of a bin may sit on its edge (a constant, a clamp): leave it a sliver, not no width
-        sliver = min(_sliver(edges), (high - low) / 4 or torch.inf)
-        edges[0], edges[-1] = max(float(edges[0]), low), min(float(edges[-1]), high)
-        if len(edges) == 2 and high - low < sliver:
-            edges = edges.new_tensor([high - sliver, high] if low > 0 else [low, low + sliver])
+        sliver = _sliver(edges)
+        low, high = max(float(edges[0]), low), min(float(edges[-1]), high)
+        if len(mass) == 1 and high - low < sliver:
+            low, high = (high - sliver, high) if high > 0 else (low, low + sliver)
+        sliver = min(sliver, (high - low) / 4)
         edges[1:-1] = edges[1:-1].clamp(low + sliver, high - sliver)
+        edges[0], edges[-1] = low, high
         return Density(edges, mass, zeros)
 
     @property
@@ -98,19 +100,18 @@ class Density:
         return Density(torch.cat([self.edges[:-1:step], self.edges[-1:]]), mass, self.zeros)
 
     def below(self, points: torch.Tensor) -> torch.Tensor:
-        """How many values lie below each point (float64, any shape).
+        """How many values other than zeros lie below each point (float64, any shape).
 
         >>> edges, mass = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([4.0, 2.0])
-        >>> d = Density(edges.double(), mass.double(), zeros=3)
+        >>> d = Density(edges.double(), mass.double())
         >>> d.below(torch.tensor([-1.0, 0.5, 1.5, 9.0]).double()).tolist()
-        [0.0, 5.0, 8.0, 9.0]
+        [0.0, 2.0, 5.0, 6.0]
         """
         sums = torch.cat([self.mass.new_zeros(1), self.mass.cumsum(0)])
         j = torch.searchsorted(self.edges, points.contiguous(), right=True) - 1
         j = j.clamp(0, len(self.mass) - 1)
         share = (points - self.edges[j]) / (self.edges[j + 1] - self.edges[j])
-        zeros = self.zeros * (points > 0)
-        return sums[j] + self.mass[j] * share.clamp(0, 1) + zeros
+        return sums[j] + self.mass[j] * share.clamp(0, 1)
 
 
 def _sliver(edges: torch.Tensor) -> float:

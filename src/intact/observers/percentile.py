@@ -13,15 +13,14 @@ from intact.types import Free
 
 __all__ = ["Percentile"]
 
-_ZERO = torch.tensor([0.0, 5e-324], dtype=torch.float64)  # before and after the exact zeros
-
 
 @final
 class Percentile(HistogramObserver):
-    """Clips ``100 - percent`` per cent of the values, exact zeros included, whatever the encoding.
+    """Clips ``100 - percent`` per cent of the values, whatever the encoding.
 
     Affine: half of them at each end. Symmetric: those largest in magnitude. Within a bin the
-    quantile is interpolated.
+    quantile is interpolated. Exact zeros are not counted: they always have a code, and a sparse
+    activation must not lose what it has.
 
     Args:
         percent: the share to keep, in (0, 100].
@@ -49,18 +48,21 @@ class Percentile(HistogramObserver):
         return (self._percent,)
 
     def _best(self, density: Density, spec: Free) -> tuple[float, float]:
+        total = float(density.mass.sum())
+        low, high = density.range
+        if total == 0.0:
+            return low, high
         keep = self._percent / 100
         if spec.symmetric:
-            points = torch.cat([density.edges.abs(), _ZERO]).unique()
+            points = density.edges.abs().unique()
             inside = density.below(points) - density.below(-points)
-            top = _crossing(points, inside, keep * density.total)
-            low, high = density.range
+            top = _crossing(points, inside, keep * total)
             return max(low, -top), min(high, top)
-        points = torch.cat([density.edges, _ZERO]).unique()
-        total, tail = density.total, (1 - keep) / 2 * density.total
-        high = _crossing(points, density.below(points), total - tail)
-        low = -_crossing(-points.flip(0), total - density.below(points).flip(0), total - tail)
-        return min(low, high), max(low, high)
+        rest = (1 - keep) / 2 * total
+        below = density.below(density.edges)
+        high = _crossing(density.edges, below, total - rest)
+        low = -_crossing(-density.edges.flip(0), total - below.flip(0), total - rest)
+        return low, max(low, high)
 
 
 def _crossing(points: torch.Tensor, sums: torch.Tensor, wanted: float) -> float:

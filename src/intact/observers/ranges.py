@@ -13,6 +13,7 @@ from intact.types import Free, PerTensor, QParams, QType
 __all__ = ["SCALE_FLOOR", "affine_parameters", "clipped_range", "range_to_qparams", "saturates"]
 
 SCALE_FLOOR = 2.0**-100  # far above the smallest normal float32: products of two scales stay usable
+_HALF = 0.51  # half a step, and what a few float32 steps of the scale add up to in 16 bits
 
 
 def affine_parameters(
@@ -113,17 +114,16 @@ def _within_clip(qparams: QParams, low: float, high: float, spec: Free) -> QPara
     if clip is None or saturates(qparams, clip):
         return qparams
     qtype, zero = qparams.qtype, int(qparams.zero_point)
-    above, below = qtype.qmax - zero, zero - qtype.qmin
-    limits = [float(qparams.scale)]
-    limits += [edge / (n - 0.5) for edge, n in ((clip[1], above), (-clip[0], below)) if n > 0]
+    edges = (clip[1], qtype.qmax - zero), (-clip[0], zero - qtype.qmin)
+    limits = [float(qparams.scale), *(edge / (steps - 0.5) for edge, steps in edges if steps > 0)]
     scale = torch.tensor(max(min(limits), SCALE_FLOOR), dtype=torch.float32)
     zeros = [zero] if spec.symmetric or low == 0.0 else [zero, zero + 1, zero - 1]
     for _ in range(8):
         value = float(scale)
         for z in (z for z in zeros if qtype.qmin <= z <= qtype.qmax):
             finer = QParams.per_tensor(value, z, qtype)
-            reach = (qtype.qmax - z + 0.5) * value >= high, (z - qtype.qmin + 0.5) * value >= -low
-            if all(reach) and saturates(finer, clip):
+            above, below = qtype.qmax - z + _HALF, z - qtype.qmin + _HALF
+            if above * value >= high and below * value >= -low and saturates(finer, clip):
                 return finer
         scale = torch.nextafter(scale, torch.zeros_like(scale)).clamp(min=SCALE_FLOOR)
     return qparams

@@ -44,21 +44,26 @@ class Program:
 
     def run(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, integer: bool) -> Any:
         """Outputs in the user's structure, in float."""
-        return fill_template(self.graph.output, self._execute(args, kwargs, integer, None))
+        inputs = self.signature.bind(args, kwargs)
+        return fill_template(self.graph.output, self.values(inputs, integer=integer))
 
     def codes(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, integer: bool) -> dict[str, Tensor]:
         """Codes of every edge that has them, in storage dtype."""
+        return self.codes_from(self.signature.bind(args, kwargs), integer=integer)
+
+    def codes_from(self, inputs: Mapping[str, Tensor], *, integer: bool) -> dict[str, Tensor]:
+        """:meth:`codes` for named inputs."""
         found: dict[str, Tensor] = {}
 
         def tap(name: str, codes: Tensor) -> None:
             found[name] = codes.to(self.qparams[name].qtype.storage)
 
-        self._execute(args, kwargs, integer, tap)
+        self.values(inputs, integer=integer, tap=tap)
         return found
 
-    def _execute(self, args: Sequence[Any], kwargs: Mapping[str, Any], integer: bool,
-                 tap: Callable[[str, Tensor], None] | None) -> dict[str, Tensor]:
-        inputs = self.signature.bind(args, kwargs)
+    def values(self, inputs: Mapping[str, Tensor], *, integer: bool,
+               tap: Callable[[str, Tensor], None] | None = None) -> dict[str, Tensor]:
+        """Float value of every output edge, for named inputs; ``tap`` sees the codes of every edge."""
         batch = check_inputs(self.graph, inputs)
         state = _State(self, integer, tap)
         dying = last_uses(self.graph)

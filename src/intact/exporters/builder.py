@@ -1,0 +1,184 @@
+"""Collects ONNX nodes and initializers; names follow the edges, and every node keeps its module path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from intact.arithmetic import quantize
+from intact.graph import Graph, Node
+from intact.graph.ir import Dim
+from intact.kernels import Binding
+from intact.types import PerChannel, QParams
+
+__all__ = ["IR_VERSION", "OPSET", "Builder", "onnx_type"]
+
+OPSET = 21
+IR_VERSION = 10
+
+_TYPES = {
+    "float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "float16": TensorProto.FLOAT16,
+    "int64": TensorProto.INT64, "int32": TensorProto.INT32, "int16": TensorProto.INT16, "int8": TensorProto.INT8,
+    "uint8": TensorProto.UINT8, "bool": TensorProto.BOOL,
+}
+
+
+def onnx_type(dtype: str) -> int:
+    """The ONNX element type of a torch dtype name."""
+    return int(_TYPES[dtype])
+
+
+@dataclass
+class Builder:
+    """One ONNX graph under construction.
+
+    Args:
+        graph: the canonical graph.
+        params: float parameters by name.
+        qparams: parameters of every edge that has codes.
+        bindings: integer nodes.
+        arithmetic_of: the target's arithmetic, for padding codes.
+    """
+
+    graph: Graph
+    params: Mapping[str, Tensor]
+    qparams: Mapping[str, QParams]
+    bindings: Mapping[str, Binding]
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    floats: dict[str, str] = field(default_factory=dict)
+    codes: dict[str, str] = field(default_factory=dict)
+    dequantized: dict[str, str] = field(default_factory=dict)
+    path: str = ""
+    _names: set[str] = field(default_factory=set)
+
+    # -- primitives -------------------------------------------------------------------------
+
+    def unique(self, base: str) -> str:
+        """A free tensor name."""
+        name, n = base, 1
+        while name in self._names:
+            n += 1
+            name = f"{base}~{n}"
+        self._names.add(name)
+        return name
+
+    def const(self, base: str, value: npt.ArrayLike | Tensor, dtype: Any = None) -> str:
+        """An initializer; the same name and bytes are stored once."""
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        array = np.ascontiguousarray(array if dtype is None else array.astype(dtype))
+        if array.shape != np.shape(value):
+            array = array.reshape(np.shape(value))
+        known = self.initializers.get(base)
+        tensor = onnx.numpy_helper.from_array(array, base)
+        if known is not None:
+            if known == tensor:
+                return base
+            tensor.name = self.unique(base)
+        self._names.add(tensor.name)
+        self.initializers[tensor.name] = tensor
+        return tensor.name
+
+    def op(self, kind: str, inputs: Sequence[str], base: str, *, name: str | None = None, **attrs: Any) -> str:
+        """A node with one output; returns the output's name."""
+        output = self.unique(base)
+        node = helper.make_node(kind, list(inputs), [output], name=name or output,
+                                **{k: v for k, v in attrs.items() if v is not None})
+        if self.path:
+            node.metadata_props.add(key="module_path", value=self.path)
+        self.nodes.append(node)
+        return output
+
+    # -- quantization -----------------------------------------------------------------------
+
+    def qparam_names(self, q: QParams, base: str) -> tuple[str, str]:
+        """Initializers of scale and zero point."""
+        zero = q.zero_point.numpy().astype(str(q.qtype.storage).removeprefix("torch."))
+        return self.const(f"{base}:scale", q.scale), self.const(f"{base}:zero_point", zero)
+
+    def quantize(self, x: str, q: QParams, base: str) -> str:
+        """QuantizeLinear of a float tensor."""
+        return self.op("QuantizeLinear", [x, *self.qparam_names(q, base)], f"{base}:codes")
+
+    def dequantize(self, codes: str, q: QParams, base: str) -> str:
+        """DequantizeLinear of codes, per tensor or per channel."""
+        axis = q.granularity.axis if isinstance(q.granularity, PerChannel) else None
+        return self.op("DequantizeLinear", [codes, *self.qparam_names(q, base)], f"{base}:values", axis=axis)
+
+    def codes_of(self, edge: str) -> str:
+        """The tensor of an edge's codes; quantized on first demand."""
+        if edge not in self.codes:
+            node = self.graph[edge]
+            if node.op == "constant":
+                q = self.qparams[edge]
+                value = quantize(self.params[node.params["value"]].detach(), q).to(q.qtype.storage)
+                self.codes[edge] = self.const(f"{edge}:codes", value)
+            else:
+                self.codes[edge] = self.quantize(self.floats[edge], self.qparams[edge], edge)
+                low, high = self.qparams[edge].qtype.qmin, self.qparams[edge].qtype.qmax
+                self.codes[edge] = self.clip_codes(self.codes[edge], low, high, edge)
+        return self.codes[edge]
+
+    def values_of(self, edge: str) -> str:
+        """Dequantized codes of an edge: the operand of an integer operation."""
+        if edge not in self.dequantized:
+            self.dequantized[edge] = self.dequantize(self.codes_of(edge), self.qparams[edge], edge)
+        return self.dequantized[edge]
+
+    def float_of(self, edge: str) -> str:
+        """The float value of an edge: as computed, or dequantized."""
+        return self.floats[edge] if edge in self.floats else self.values_of(edge)
+
+    def clip_codes(self, codes: str, low: int, high: int, edge: str) -> str:
+        """Clamp codes where the storage type's own saturation does not do it."""
+        q = self.qparams[edge].qtype
+        info = torch.iinfo(q.storage)
+        if low <= info.min and high >= info.max:
+            return codes
+        dtype = str(q.storage).removeprefix("torch.")
+        bounds = [self.const(f"{edge}:{n}", np.array(v, dtype)) for n, v in (("low", low), ("high", high))]
+        return self.op("Clip", [codes, *bounds], f"{edge}:clamped")
+
+    def shape_const(self, shape: Sequence[Dim], base: str) -> str:
+        """A reshape target: at most one dynamic dimension, which becomes -1."""
+        return self.const(f"{base}:shape", np.array([d if isinstance(d, int) else -1 for d in shape], np.int64))
+
+    def dynamic_shape(self, shape: Sequence[Dim], base: str) -> str:
+        """A shape tensor whose batch dimensions are read from the first input at run time."""
+        if all(isinstance(d, int) for d in shape):
+            return self.const(f"{base}:shape", np.array(shape, np.int64))
+        source = next(n.name for n in self.graph.inputs if n.shape and n.shape[0] == "batch")
+        size = self.op("Shape", [self.codes.get(source) if source not in self.floats else self.floats[source]],
+                       f"{base}:batch", start=0, end=1)
+        parts: list[str] = []
+        for i, d in enumerate(shape):
+            if isinstance(d, int):
+                parts.append(self.const(f"{base}:dim{i}", np.array([d], np.int64)))
+            elif d == "batch":
+                parts.append(size)
+            else:
+                factor = self.const(f"{base}:factor{i}", np.array([int(d.split("*")[0])], np.int64))
+                parts.append(self.op("Mul", [size, factor], f"{base}:dim{i}"))
+        return self.op("Concat", parts, f"{base}:shape", axis=0)
+
+    def weight(self, node: Node, binding: Binding) -> list[str]:
+        """Dequantized weight and bias of an integer node; the bias scale is float32(s_x * s_w)."""
+        assert binding.weight is not None
+        w, name = binding.weight, node.params["weight"]
+        operands = [self.dequantize(self.const(f"{name}:codes", w.codes), w.qparams, name)]
+        if binding.bias is not None:
+            scale = binding.inputs[0].scale * w.qparams.scale
+            base = f"{node.name}:bias"
+            names = [self.const(f"{base}:codes", binding.bias), self.const(f"{base}:scale", scale),
+                     self.const(f"{base}:zero_point", np.zeros(tuple(scale.shape), np.int32))]
+            axis = 0 if scale.ndim else None
+            operands.append(self.op("DequantizeLinear", names, f"{base}:values", axis=axis))
+        return operands

@@ -1,0 +1,228 @@
+"""The parity certificate: what the runtime computed, held against the integer model, code for code."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor
+
+from intact.arithmetic import dequantize
+from intact.engine import QModel
+from intact.exporters.runtime import Array, open_session, optimised_nodes
+from intact.graph.ir import resolve_shape
+from intact.graph.signature import check_inputs
+
+__all__ = ["Certificate", "certify"]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was compared, and what was found.
+
+    Args:
+        runtime: name and version of the runtime.
+        samples: samples in the largest batch; batches of one and of three samples were run too.
+        edges: integer edges compared.
+        codes_compared, codes_differ: codes of integer operations, each given the runtime's own operand codes.
+        first_difference: the first operation whose codes differ.
+        float_codes_compared, float_codes_differ: codes of edges that a float operation makes, end to end: the
+            runtime's float kernels and torch's may differ in the last bit.
+        outputs_compared, outputs_differ: values of the model's outputs, end to end, bit for bit.
+        outputs_largest_difference: the largest absolute difference among them.
+        kernels_planned, kernels_actual: integer kernels by name, in the plan and in the optimised graph.
+        not_fused: planned nodes that the runtime does not run as planned.
+        integer_mac_share: share of multiply-accumulates in the integer kernels of the optimised graph.
+    """
+
+    runtime: str
+    samples: int
+    edges: int
+    codes_compared: int
+    codes_differ: int
+    first_difference: str | None
+    float_codes_compared: int
+    float_codes_differ: int
+    outputs_compared: int
+    outputs_differ: int
+    outputs_largest_difference: float
+    kernels_planned: dict[str, int]
+    kernels_actual: dict[str, int]
+    not_fused: tuple[str, ...]
+    integer_mac_share: float
+
+    @property
+    def ok(self) -> bool:
+        """No code of an integer operation differs."""
+        return self.codes_differ == 0
+
+    @property
+    def clean(self) -> bool:
+        """Nothing differs at all, and every planned kernel is an actual one."""
+        return self.ok and not (self.float_codes_differ or self.outputs_differ or self.not_fused)
+
+    def to_json(self) -> str:
+        """Stable JSON."""
+        return json.dumps({"format": "intact-certificate", "version": 1, **asdict(self)}, indent=2, sort_keys=True)
+
+    def __str__(self) -> str:
+        lines = [
+            f"Parity certificate ({self.runtime}, {self.samples} samples and batches of 1 and 3)",
+            f"  integer operations: {self.codes_differ} of {self.codes_compared:,} codes differ on {self.edges} edges",
+            f"  after float operations: {self.float_codes_differ} of {self.float_codes_compared:,} codes differ",
+            f"  outputs: {self.outputs_differ} of {self.outputs_compared:,} values differ"
+            + (f", by at most {self.outputs_largest_difference:.3g}" if self.outputs_differ else ""),
+            f"  integer kernels: {sum(self.kernels_actual.values())} of {sum(self.kernels_planned.values())} planned, "
+            f"{self.integer_mac_share:.1%} of multiply-accumulates",
+        ]
+        if self.first_difference:
+            lines.append(f"  first difference: {self.first_difference}")
+        if self.not_fused:
+            lines.append(f"  not run as planned: {', '.join(self.not_fused)}")
+        return "\n".join(lines)
+
+
+@dataclass
+class _Counts:
+    compared: int = 0
+    differ: int = 0
+    float_compared: int = 0
+    float_differ: int = 0
+    outputs: int = 0
+    outputs_differ: int = 0
+    largest: float = 0.0
+    first: str | None = None
+    edges: int = 0
+
+
+def certify(
+    q: QModel, instrumented: onnx.ModelProto, path: Path, data: Mapping[str, Tensor] | None, float_io: bool
+) -> Certificate:
+    """Run the written file and its instrumented twin, and compare every edge and every output."""
+    from intact.exporters.onnx_qdq import edge_tensors
+
+    inputs = dict(data) if data is not None else example_inputs(q)
+    size = check_inputs(q.graph, inputs)
+    tensors = edge_tensors(q)
+    counts = _Counts()
+    twin, product = open_session(instrumented), open_session(path) if float_io else None
+    batched = {n.name for n in q.graph.inputs if n.shape and n.shape[0] == "batch"}
+    for batch in sorted({size, min(3, size), 1}, reverse=True) if batched else (size,):
+        part = {k: v[:batch] if k in batched else v for k, v in inputs.items()}
+        _compare(q, part, twin, product, tensors, counts)
+    planned = Counter(k for k in q.info.get("kernels", {}).values() if k)
+    actual, missing, share = _kernels(q, path)
+    return Certificate(
+        f"onnxruntime {onnxruntime.__version__}", size, counts.edges, counts.compared, counts.differ, counts.first,
+        counts.float_compared, counts.float_differ, counts.outputs, counts.outputs_differ, counts.largest,
+        dict(sorted(planned.items())), actual, missing, share,
+    )
+
+
+def example_inputs(q: QModel) -> dict[str, Tensor]:
+    """The calibration samples that the model kept, or random numbers of the inputs' ranges."""
+    if q.example is not None:
+        return dict(q.example)
+    generator = torch.Generator().manual_seed(0)
+    made = {}
+    for node in q.graph.inputs:
+        shape, dtype = resolve_shape(node.shape, 4), getattr(torch, node.dtype)
+        if node.name in q.qparams:
+            p = q.qparams[node.name]
+            codes = torch.randint(p.qtype.qmin, p.qtype.qmax + 1, shape, generator=generator)
+            made[node.name] = ((codes - p.zero_point) * p.scale).to(dtype)
+        else:
+            made[node.name] = torch.ones(shape, dtype=dtype)
+    return made
+
+
+def _compare(q: QModel, inputs: Mapping[str, Tensor], twin: Any, product: Any, tensors: Mapping[str, str],
+             counts: _Counts) -> None:
+    feeds = {k: v.numpy() for k, v in inputs.items() if k in {i.name for i in twin.get_inputs()}}
+    names = [o.name for o in twin.get_outputs()]
+    found = dict(zip(names, twin.run(None, feeds), strict=True))
+    _compare_edges(q, inputs, {e: found[t] for e, t in tensors.items() if t in found}, counts)
+    values = q.program.values(inputs, integer=True)
+    from intact.exporters.onnx_qdq import output_names
+
+    produced = dict(zip([o.name for o in product.get_outputs()], product.run(None, feeds), strict=True)) if product \
+        else found
+    for name, edge in output_names(q.graph):
+        ours, theirs = values[edge].numpy(), np.asarray(produced[name])
+        counts.outputs += ours.size
+        differs = ~((ours == theirs) | ((ours != ours) & (theirs != theirs)))
+        counts.outputs_differ += int(differs.sum())
+        if differs.any():
+            gap = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
+            counts.largest = max(counts.largest, float(gap.max()))
+
+
+def _compare_edges(q: QModel, inputs: Mapping[str, Tensor], runtime: Mapping[str, Array], counts: _Counts) -> None:
+    """Integer edges given the runtime's own operand codes; the others end to end."""
+    ours = q.program.codes_from(inputs, integer=True)
+    batch = check_inputs(q.graph, inputs)
+    counts.edges = len(runtime)
+    for node in q.graph:
+        if node.name not in runtime:
+            continue
+        theirs, params = runtime[node.name], q.qparams[node.name]
+        if node.name in q.bindings:
+            operands = [torch.from_numpy(runtime[i]) if i in runtime else ours[i] for i in node.inputs]
+            mine = q.program.kernels[node.name](operands, batch)
+            if params.qtype.bits > 16:
+                mine = dequantize(mine, params)
+            differs = int((mine.numpy() != theirs).sum())
+            counts.compared += theirs.size
+            counts.differ += differs
+            if differs and counts.first is None:
+                counts.first = f"{node.path or node.name} ({node.op}, edge '{node.name}')"
+        else:
+            is_input = node.op == "input"
+            differs = int((ours[node.name].numpy() != theirs).sum())
+            if is_input:
+                counts.compared += theirs.size
+                counts.differ += differs
+                if differs and counts.first is None:
+                    counts.first = f"input '{node.name}'"
+            else:
+                counts.float_compared += theirs.size
+                counts.float_differ += differs
+
+
+_TOKEN = re.compile(r"(_token_\d+|_nhwc)+$")
+#: optimised node types by the kernel that the plan names
+_SAME = {"QLinearMatMul": ("QLinearMatMul", "MatMulIntegerToFloat"), "QGemm": ("QGemm",)}
+
+
+def _kernels(q: QModel, path: Path) -> tuple[dict[str, int], tuple[str, ...], float]:
+    """Integer kernels of the optimised graph, planned nodes that are not among them, share of MACs that are."""
+    nodes = optimised_nodes(path)
+    actual: dict[str, set[str]] = {}
+    for n in nodes:  # the layout transformation appends a token to a node's name
+        actual.setdefault(_TOKEN.sub("", n.name), set()).add(n.op_type)
+    planned = {name: kernel for name, kernel in q.info.get("kernels", {}).items() if kernel}
+    found: Counter[str] = Counter()
+    missing = []
+    for name, kernel in planned.items():
+        kinds = actual.get(name, set())
+        exact_sum = q.qparams[name].qtype.bits > 16 and kernel == "QLinearGlobalAveragePool"
+        if kinds & set(_SAME.get(kernel, (kernel,))) or exact_sum:
+            found[kernel] += 1
+        else:
+            missing.append(f"{name} ({kernel}{', runs as ' + ', '.join(sorted(kinds)) if kinds else ''})")
+    total, done = 0, 0
+    macs: Mapping[str, int] = q.info.get("macs", {})
+    lost = {m.split(" ")[0] for m in missing}
+    for name, count in macs.items():
+        total += count
+        done += count if name in planned and name not in lost else 0
+    return dict(sorted(found.items())), tuple(missing), done / total if total else 1.0

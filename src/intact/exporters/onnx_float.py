@@ -1,0 +1,160 @@
+"""Float operations in ONNX: what the plan leaves in float, and whole float models to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from intact.errors import ExportError
+from intact.exporters.builder import Builder, onnx_type
+from intact.exporters.onnx_ops import MOVES, UNARY, avg_pool_attrs, clip, conv_attrs, pad, resize_attrs
+from intact.graph import Node
+
+__all__ = ["FLOAT", "emit_float", "unsupported"]
+
+Emit = Callable[[Builder, Node, list[str]], str]
+
+
+def _params(b: Builder, n: Node, *roles: str) -> list[str]:
+    return [b.const(n.params[r], b.params[n.params[r]]) for r in roles if r in n.params]
+
+
+def _op(kind: str, *roles: str, **fixed: Any) -> Emit:
+    return lambda b, n, xs: b.op(kind, [*xs, *_params(b, n, *roles)], f"{n.name}:{kind}", name=n.name, **fixed)
+
+
+def _conv(b: Builder, n: Node, xs: list[str]) -> str:
+    return b.op("Conv", [*xs, *_params(b, n, "weight", "bias")], f"{n.name}:conv", name=n.name, **conv_attrs(n.attrs))
+
+
+def _conv_transpose(b: Builder, n: Node, xs: list[str]) -> str:
+    a = n.attrs
+    return b.op("ConvTranspose", [*xs, *_params(b, n, "weight", "bias")], f"{n.name}:conv", name=n.name,
+                strides=a["stride"], pads=[*a["padding"], *a["padding"]], output_padding=a["output_padding"],
+                dilations=a["dilation"], group=a["groups"])
+
+
+def _linear(b: Builder, n: Node, xs: list[str]) -> str:
+    if len(n.shape) == 2:
+        return b.op("Gemm", [*xs, *_params(b, n, "weight", "bias")], f"{n.name}:gemm", name=n.name, transB=1)
+    name = n.params["weight"]
+    weight = b.const(f"{name}:transposed", b.params[name].detach().t().contiguous())
+    y = b.op("MatMul", [*xs, weight], f"{n.name}:matmul", name=n.name)
+    return b.op("Add", [y, *_params(b, n, "bias")], f"{n.name}:bias") if "bias" in n.params else y
+
+
+def _batch_norm(b: Builder, n: Node, xs: list[str]) -> str:
+    mean = b.params[n.params["mean"]]
+    ones, zeros = np.ones(mean.shape, np.float32), np.zeros(mean.shape, np.float32)
+    weight = _params(b, n, "weight") or [b.const(f"{n.name}:ones", ones)]
+    bias = _params(b, n, "bias") or [b.const(f"{n.name}:zeros", zeros)]
+    return b.op("BatchNormalization", [*xs, *weight, *bias, *_params(b, n, "mean", "var")], f"{n.name}:norm",
+                name=n.name, epsilon=n.attrs["eps"])
+
+
+def _layer_norm(b: Builder, n: Node, xs: list[str]) -> str:
+    shape = n.attrs["shape"]
+    weight = _params(b, n, "weight") or [b.const(f"{n.name}:ones", np.ones(shape, np.float32))]
+    return b.op("LayerNormalization", [*xs, *weight, *_params(b, n, "bias")], f"{n.name}:norm", name=n.name,
+                axis=-len(shape), epsilon=n.attrs["eps"])
+
+
+def _group_norm(b: Builder, n: Node, xs: list[str]) -> str:
+    channels = n.shape[1]
+    weight = _params(b, n, "weight") or [b.const(f"{n.name}:ones", np.ones(channels, np.float32))]
+    bias = _params(b, n, "bias") or [b.const(f"{n.name}:zeros", np.zeros(channels, np.float32))]
+    return b.op("GroupNormalization", [*xs, *weight, *bias], f"{n.name}:norm", name=n.name,
+                num_groups=n.attrs["groups"], epsilon=n.attrs["eps"])
+
+
+def _reduce(kind: str) -> Emit:
+    def emit(b: Builder, n: Node, xs: list[str]) -> str:
+        axes = b.const(f"{n.name}:axes", np.array(n.attrs["axes"], np.int64))
+        return b.op(kind, [*xs, axes], f"{n.name}:reduced", name=n.name, keepdims=int(n.attrs["keepdim"]))
+
+    return emit
+
+
+def _axis(kind: str) -> Emit:
+    return lambda b, n, xs: b.op(kind, xs, f"{n.name}:{kind}", name=n.name, axis=n.attrs["axis"])
+
+
+def _interpolate(b: Builder, n: Node, xs: list[str]) -> str:
+    scales = [1.0, 1.0, *(t / s for s, t in zip(n.attrs["source"], n.attrs["size"], strict=True))]
+    factors = b.const(f"{n.name}:scales", np.array(scales, np.float32))
+    return b.op("Resize", [*xs, "", factors], f"{n.name}:resize", name=n.name, **resize_attrs(n.attrs))
+
+
+def _cast(b: Builder, x: str, dtype: str, base: str) -> str:
+    return b.op("Cast", [x], base, to=onnx_type(dtype))
+
+
+def _where(b: Builder, n: Node, xs: list[str]) -> str:
+    condition = xs[0]
+    if b.graph[n.inputs[0]].dtype != "bool":
+        condition = _cast(b, condition, "bool", f"{n.name}:condition")
+    return b.op("Where", [condition, *xs[1:]], f"{n.name}:where", name=n.name)
+
+
+def _constant(b: Builder, n: Node, xs: list[str]) -> str:
+    return b.const(f"{n.name}:value", b.params[n.params["value"]])
+
+
+def _prelu(b: Builder, n: Node, xs: list[str]) -> str:
+    slope = b.params[n.params["weight"]].detach().reshape(-1, *[1] * (len(n.shape) - 2))
+    return b.op("PRelu", [*xs, b.const(f"{n.name}:slope", slope)], f"{n.name}:prelu", name=n.name)
+
+
+def _embedding(b: Builder, n: Node, xs: list[str]) -> str:
+    return b.op("Gather", [*_params(b, n, "weight"), *xs], f"{n.name}:rows", name=n.name, axis=0)
+
+
+#: canonical operation -> operator(s)
+FLOAT: dict[str, Emit] = {
+    "conv": _conv, "conv_transpose": _conv_transpose, "linear": _linear, "matmul": _op("MatMul"),
+    "batch_norm": _batch_norm, "layer_norm": _layer_norm, "group_norm": _group_norm,
+    "add": _op("Add"), "sub": _op("Sub"), "mul": _op("Mul"), "div": _op("Div"), "minimum": _op("Min"),
+    "maximum": _op("Max"), "where": _where, "concat": _axis("Concat"), "softmax": _axis("Softmax"),
+    "log_softmax": _axis("LogSoftmax"), "mean": _reduce("ReduceMean"), "sum": _reduce("ReduceSum"),
+    "interpolate": _interpolate, "constant": _constant, "prelu": _prelu, "embedding": _embedding,
+    "avg_pool": lambda b, n, xs: b.op("AveragePool", xs, f"{n.name}:pool", name=n.name, **avg_pool_attrs(n.attrs)),
+    "pad": lambda b, n, xs: pad(b, n, xs[0], np.array(n.attrs["value"], np.float32)),
+}
+
+
+def _cast_call(n: Node) -> bool:
+    """A change of dtype, the one generic call that has an ONNX form."""
+    return n.op == "aten" and n.attrs["target"] == "aten._to_copy.default" and n.dtype in (
+        "float32", "int64", "int32", "bool")
+
+
+def unsupported(n: Node) -> str | None:
+    """Why a node that runs in float has no ONNX form, or None."""
+    if n.op == "input" or n.op in FLOAT or n.op in UNARY or n.op in MOVES or _cast_call(n):
+        return None
+    if n.op == "opaque":
+        return "its module could not be captured"
+    return f"{n.attrs.get('target', n.op)} has no ONNX form here"
+
+
+def emit_float(b: Builder, n: Node, xs: list[str]) -> str:
+    """Append a float operation, its folded activation included.
+
+    Raises:
+        ExportError: if it has no ONNX form.
+    """
+    reason = unsupported(n)
+    if reason is not None:
+        raise ExportError("an operation cannot be exported", where=n.path or n.name, got=reason,
+                          fix="exclude the module from the exported part")
+    if n.op in UNARY:
+        return UNARY[n.op](b, n, xs[0])
+    if n.op in MOVES:
+        return MOVES[n.op](b, n, xs[0])
+    if n.op == "aten":
+        return _cast(b, xs[0], n.dtype, f"{n.name}:cast")
+    y = FLOAT[n.op](b, n, xs)
+    bounds = n.attrs.get("activation")
+    return y if bounds is None else clip(b, n, y, bounds[0], bounds[1])

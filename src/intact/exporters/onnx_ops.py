@@ -1,0 +1,154 @@
+"""Operations that look the same in ONNX on floats and on dequantized codes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from intact.exporters.builder import Builder
+from intact.graph import Node
+
+__all__ = ["MOVES", "UNARY", "avg_pool_attrs", "conv_attrs", "resize_attrs"]
+
+Attrs = Mapping[str, Any]
+
+
+def conv_attrs(a: Attrs) -> dict[str, Any]:
+    """Conv attributes."""
+    return {"strides": a["stride"], "pads": [*a["pad_begin"], *a["pad_end"]], "dilations": a["dilation"],
+            "group": a["groups"]}
+
+
+def avg_pool_attrs(a: Attrs) -> dict[str, Any]:
+    """AveragePool attributes."""
+    return {"kernel_shape": a["kernel"], "strides": a["stride"], "pads": [*a["padding"], *a["padding"]],
+            "ceil_mode": int(a["ceil_mode"]), "count_include_pad": int(a["count_include_pad"])}
+
+
+def resize_attrs(a: Attrs) -> dict[str, Any]:
+    """Resize attributes of a (bi)linear or bicubic interpolation."""
+    corners = "align_corners" if a["align_corners"] else "pytorch_half_pixel"
+    if a["mode"] == "bicubic":
+        return {"mode": "cubic", "coordinate_transformation_mode": corners, "cubic_coeff_a": -0.75}
+    return {"mode": "linear", "coordinate_transformation_mode": corners}
+
+
+def _scalar(b: Builder, node: Node, value: float, name: str = "value") -> str:
+    return b.const(f"{node.name}:{name}", np.array(value, np.float32))
+
+
+def _simple(kind: str, **attrs: Any) -> Callable[[Builder, Node, str], str]:
+    return lambda b, n, x: b.op(kind, [x], f"{n.name}:{kind}", name=n.name, **attrs)
+
+
+def _clamp(b: Builder, n: Node, x: str) -> str:
+    low, high = (0.0, math.inf) if n.op == "relu" else (n.attrs["low"], n.attrs["high"])
+    return clip(b, n, x, low, high)
+
+
+def clip(b: Builder, n: Node, x: str, low: float, high: float) -> str:
+    """Clip with infinite bounds left out; Relu where that is all."""
+    if low == 0.0 and high == math.inf:
+        return b.op("Relu", [x], f"{n.name}:relu")
+    bounds = ["" if math.isinf(v) else _scalar(b, n, v, name) for v, name in ((low, "low"), (high, "high"))]
+    return b.op("Clip", [x, *bounds] if bounds[1] else [x, bounds[0]], f"{n.name}:clip")
+
+
+def _silu(b: Builder, n: Node, x: str) -> str:
+    return b.op("Mul", [x, b.op("Sigmoid", [x], f"{n.name}:sigmoid")], f"{n.name}:silu", name=n.name)
+
+
+def _rsqrt(b: Builder, n: Node, x: str) -> str:
+    return b.op("Reciprocal", [b.op("Sqrt", [x], f"{n.name}:sqrt")], f"{n.name}:rsqrt", name=n.name)
+
+
+def _with_scalar(kind: str) -> Callable[[Builder, Node, str], str]:
+    return lambda b, n, x: b.op(kind, [x, _scalar(b, n, n.attrs["value"])], f"{n.name}:{kind}", name=n.name)
+
+
+#: function of one value -> float operator(s)
+UNARY: dict[str, Callable[[Builder, Node, str], str]] = {
+    "relu": _clamp, "clamp": _clamp, "silu": _silu, "rsqrt": _rsqrt,
+    "leaky_relu": lambda b, n, x: b.op("LeakyRelu", [x], f"{n.name}:leaky", name=n.name, alpha=n.attrs["slope"]),
+    "elu": lambda b, n, x: b.op("Elu", [x], f"{n.name}:elu", name=n.name, alpha=n.attrs["alpha"]),
+    "gelu": lambda b, n, x: b.op("Gelu", [x], f"{n.name}:gelu", name=n.name, approximate=n.attrs["approximate"]),
+    "hardsigmoid": _simple("HardSigmoid", alpha=1.0 / 6.0, beta=0.5),
+    "add_scalar": _with_scalar("Add"), "mul_scalar": _with_scalar("Mul"), "pow_scalar": _with_scalar("Pow"),
+    **{op: _simple(kind) for op, kind in {
+        "hardswish": "HardSwish", "sigmoid": "Sigmoid", "tanh": "Tanh", "mish": "Mish", "softplus": "Softplus",
+        "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "reciprocal": "Reciprocal", "abs": "Abs", "neg": "Neg",
+        "sin": "Sin", "cos": "Cos", "erf": "Erf"}.items()},
+}
+
+
+# -- moves: the same on float values and on codes -------------------------------------------
+
+
+def _reshape(b: Builder, n: Node, x: str) -> str:
+    dynamic = sum(not isinstance(d, int) for d in n.attrs["shape"])
+    shape = b.shape_const(n.attrs["shape"], n.name) if dynamic <= 1 else b.dynamic_shape(n.attrs["shape"], n.name)
+    return b.op("Reshape", [x, shape], f"{n.name}:moved", name=n.name)
+
+
+def _permute(b: Builder, n: Node, x: str) -> str:
+    return b.op("Transpose", [x], f"{n.name}:moved", name=n.name, perm=n.attrs["axes"])
+
+
+def _expand(b: Builder, n: Node, x: str) -> str:
+    return b.op("Expand", [x, b.dynamic_shape(n.attrs["shape"], n.name)], f"{n.name}:moved", name=n.name)
+
+
+def _slice(b: Builder, n: Node, x: str) -> str:
+    a = n.attrs
+    parts = [b.const(f"{n.name}:{k}", np.array([a[k]], np.int64)) for k in ("start", "end", "axis", "step")]
+    return b.op("Slice", [x, *parts], f"{n.name}:moved", name=n.name)
+
+
+def _max_pool(b: Builder, n: Node, x: str) -> str:
+    a = n.attrs
+    return b.op("MaxPool", [x], f"{n.name}:moved", name=n.name, kernel_shape=a["kernel"], strides=a["stride"],
+                pads=[*a["padding"], *a["padding"]], dilations=a["dilation"], ceil_mode=int(a["ceil_mode"]))
+
+
+def _gather(b: Builder, n: Node, x: str, axis: int, indices: Sequence[int], last: bool) -> str:
+    index = b.const(f"{n.name}:indices{axis}", np.array(indices, np.int64))
+    return b.op("Gather", [x, index], f"{n.name}:moved", name=n.name if last else None, axis=axis)
+
+
+def _index_select(b: Builder, n: Node, x: str) -> str:
+    return _gather(b, n, x, n.attrs["axis"], n.attrs["indices"], True)
+
+
+def _nearest(b: Builder, n: Node, x: str) -> str:
+    source, size = n.attrs["source"], n.attrs["size"]
+    if all(t % s == 0 for s, t in zip(source, size, strict=True)):
+        scales = [1.0, 1.0, *(t / s for s, t in zip(source, size, strict=True))]
+        factors = b.const(f"{n.name}:scales", np.array(scales, np.float32))
+        return b.op("Resize", [x, "", factors], f"{n.name}:moved", name=n.name, mode="nearest",
+                    coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    for i, (s, t) in enumerate(zip(source, size, strict=True)):  # torch's own index arithmetic
+        index = np.minimum(np.floor(np.arange(t, dtype=np.float32) * np.float32(s / t)).astype(np.int64), s - 1)
+        x = _gather(b, n, x, 2 + i, index.tolist(), i + 1 == len(source))
+    return x
+
+
+#: operation that only moves values -> operator(s), on floats or on codes
+MOVES: dict[str, Callable[[Builder, Node, str], str]] = {
+    "reshape": _reshape, "permute": _permute, "expand": _expand, "slice": _slice, "max_pool": _max_pool,
+    "index_select": _index_select, "interpolate_nearest": _nearest,
+}
+
+
+def pad(b: Builder, n: Node, x: str, value: Any) -> str:
+    """Pad; torch lists the last axis first, ONNX all begins and then all ends."""
+    rank, pads = len(n.shape), n.attrs["pads"]
+    begin, end = [0] * rank, [0] * rank
+    for i in range(len(pads) // 2):
+        begin[rank - 1 - i], end[rank - 1 - i] = pads[2 * i], pads[2 * i + 1]
+    amounts = b.const(f"{n.name}:pads", np.array([*begin, *end], np.int64))
+    mode = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[n.attrs["mode"]]
+    constant = [b.const(f"{n.name}:value", value)] if mode == "constant" else []
+    return b.op("Pad", [x, amounts, *constant], f"{n.name}:moved", name=n.name, mode=mode)

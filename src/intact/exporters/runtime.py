@@ -1,0 +1,65 @@
+"""ONNX Runtime sessions: run a model, and read back what the session made of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import helper
+
+from intact.errors import ExportError
+from intact.exporters.builder import IR_VERSION, OPSET, Builder, onnx_type
+
+__all__ = ["open_session", "optimised_nodes", "run_model", "wrap"]
+
+Array = npt.NDArray[Any]
+
+
+def wrap(
+    b: Builder, inputs: Mapping[str, tuple[str, Sequence[Any]]], outputs: Mapping[str, tuple[str, Sequence[Any]]]
+) -> onnx.ModelProto:
+    """A model of a builder's nodes; inputs and outputs are name to (dtype, shape)."""
+    def infos(values: Mapping[str, tuple[str, Sequence[Any]]]) -> list[onnx.ValueInfoProto]:
+        return [helper.make_tensor_value_info(k, onnx_type(t), list(s)) for k, (t, s) in values.items()]
+
+    graph = helper.make_graph(b.nodes, "intact", infos(inputs), infos(outputs), list(b.initializers.values()))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="intact")
+    model.ir_version = IR_VERSION
+    return model
+
+
+def open_session(
+    model: onnx.ModelProto | str | Path, *, threads: int = 0, optimised: bool = True, dump: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """A CPU session with the default optimisations, or none."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if dump is not None:
+        options.optimized_model_filepath = str(dump)
+    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except RuntimeError as error:  # the bindings raise subclasses of it
+        raise ExportError("ONNX Runtime refuses the model", got=str(error).splitlines()[0][:300]) from error
+
+
+def run_model(model: onnx.ModelProto | str | Path, feeds: Mapping[str, Array]) -> list[Array]:
+    """All outputs for one set of inputs."""
+    return [np.asarray(v) for v in open_session(model).run(None, dict(feeds))]
+
+
+def optimised_nodes(model: onnx.ModelProto | str | Path) -> list[onnx.NodeProto]:
+    """The nodes that the default session really runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        dump = Path(folder) / "optimised.onnx"
+        open_session(model, dump=dump)
+        return list(onnx.load(str(dump)).graph.node)
