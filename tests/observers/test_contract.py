@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -275,7 +276,7 @@ class TestEveryUnordered:
         whole = torch.cat([b.flatten() for b in batches(seed)])
         mixed = whole[torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))]
         edges = sorted({0, len(mixed), *(c for c in cuts if c < len(mixed))})
-        parts = [mixed[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        parts = [mixed[a:b] for a, b in itertools.pairwise(edges)]
         crew = [seen(name, *parts[i::workers]) for i in range(workers)]
         assert_same(merged(*crew), seen(name, whole))
         assert same_state(merged(*crew), seen(name, whole))

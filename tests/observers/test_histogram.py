@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from intact.errors import PlanError
@@ -72,6 +72,11 @@ def test_the_number_of_bins_is_a_power_of_two(bins: int) -> None:
 
 
 @given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=40))
+@example([1e-45])
+@example([-1e-45])
+@example([2.0])
+@example([-2.0, 0.0])
+@example([0.99999994, 1.0])
 def test_the_density_keeps_mass_and_range(values: list[float]) -> None:
     h = histogram(values)
     d = h.density()

@@ -66,6 +66,7 @@ def test_a_folded_relu_has_the_zero_point_qmin(qtype: QType, a: float, b: float)
 @example(QType(8, False), 1.0, 126.5 / 128.5, -1.0, 1.0)  # a tie at an even number
 @example(QType(8, False), 6.0, 0.0, 0.0, 0.0)  # no data but zeros
 @example(QType(8, False), 6.0, 0.0, -5.0, -1.0)
+@example(QType(8, False), 2.0**28, 0.0, 0.0, 2.0**-117)  # the scale is at its floor
 def test_a_folded_clamp_is_done_by_saturation(
     qtype: QType, high: float, ratio: float, a: float, b: float
 ) -> None:
@@ -74,9 +75,9 @@ def test_a_folded_clamp_is_done_by_saturation(
     p = range_to_qparams(min(a, b), max(a, b), spec)
     assert saturates(p, (low, high))
     edges = torch.tensor([low, high], dtype=torch.float32)
-    steps = (edges / p.scale).double()
-    rounded = torch.tensor([half_even(float(s)) for s in steps]) + int(p.zero_point)
-    assert int(rounded[0]) <= qtype.qmin and int(rounded[1]) >= qtype.qmax
+    steps = (edges / p.scale).double().clamp(-1e9, 1e9)
+    bottom, top = (half_even(float(s)) + int(p.zero_point) for s in steps)
+    assert bottom <= qtype.qmin and top >= qtype.qmax
     x = torch.tensor([a, b]).clamp(low, high)
     # the data is not clipped any more than half a step
     assert float((dequantize(quantize(x, p), p) - x).abs().max()) <= float(p.scale) * 0.515

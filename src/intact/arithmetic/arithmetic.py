@@ -35,6 +35,7 @@ class Arithmetic:
         mul: rule for multiplications of two activations.
         average_pool: rule for windows; a mean over whole axes always uses the exact integer sum.
         zero_inside_pool: the zero point is added before the rounding in windowed average pooling.
+        accumulator_bits: width of the accumulator; a layer that could overflow it is refused.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Arithmetic:
     mul: BinaryRule = BinaryRule.DEQUANTIZED
     average_pool: PoolRule = PoolRule.SUM
     zero_inside_pool: bool = False
+    accumulator_bits: int = 32
 
 
-REFERENCE = Arithmetic("reference")
+REFERENCE = Arithmetic("reference", accumulator_bits=53)  # exact in float64 and in int64

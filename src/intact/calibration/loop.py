@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
+from intact.calibration.collect import Collector
 from intact.errors import CalibrationError, IntactError, NonFiniteError
 from intact.graph import FloatModel, Node
 from intact.graph.signature import split_batch
@@ -65,14 +66,9 @@ def calibrate(qfloat: QFloatModel, data: Iterable[Any], *, progress: bool | None
 
 def _observe(qfloat: QFloatModel, model: FloatModel, inputs: Mapping[str, Tensor], number: int) -> None:
     """One batch through the float graph, every observed edge shown to its observer."""
-    observers = qfloat.observers
-
-    def tap(node: Node, value: Tensor) -> None:
-        if node.name in observers and (number == 0 or node.op != "constant"):
-            observers[node.name].update(value, where=node.path or node.name, batch=number)
-
+    observe = Collector(qfloat, number)
     try:
-        outputs = model.run(inputs, tap)
+        outputs = model.run(inputs, observe)
     except NonFiniteError as error:
         raise _located(model, inputs, number) or error from None
     for value in _tensors(outputs):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import stat
@@ -20,9 +21,9 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from intact.engine.codec import FORMAT, FORMAT_VERSION, decode, encode
+from intact.engine.codec import FORMAT, FORMAT_VERSION, brief, decode, encode, number, record
 from intact.engine.qmodel import QModel
-from intact.engine.validate import check, number, record
+from intact.engine.validate import check
 from intact.errors import ArtifactError
 
 __all__ = ["load", "save"]
@@ -193,9 +194,10 @@ def _read(file: BinaryIO) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     size = os.fstat(file.fileno()).st_size
     head = file.read(8)
     length = int.from_bytes(head, "little")
-    if len(head) < 8 or not 2 <= length <= min(size - 8, _MAX_HEADER):
+    most = min(size - 8, _MAX_HEADER)
+    if len(head) < 8 or not 2 <= length <= most:
         raise ArtifactError("this is not an Intact file, or it is cut off", where="header length",
-                            got=f"{length} in a file of {size} bytes", allowed=f"2 to {min(max(size - 8, 2), _MAX_HEADER)}")
+                            got=f"{length} in a file of {size} bytes", allowed=f"2 to {most}")
     header = file.read(length)
     table = record(_json(header, "header"), "header")
     metadata = record(table.pop("__metadata__", None), "__metadata__", _KEY)
@@ -216,7 +218,7 @@ def _read(file: BinaryIO) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
 
 def _check_version(document: Mapping[str, Any]) -> None:
     if document.get("format") != FORMAT:
-        raise ArtifactError("this is not an Intact file", where="format", got=repr(document.get("format"))[:80],
+        raise ArtifactError("this is not an Intact file", where="format", got=brief(document.get("format")),
                             allowed=FORMAT)
     version = number(document.get("format_version"), "format_version", low=1)
     if version > FORMAT_VERSION:
@@ -226,7 +228,7 @@ def _check_version(document: Mapping[str, Any]) -> None:
 
 def _check_digest(head: bytes, header: bytes, data: memoryview, digest: object) -> None:
     if not isinstance(digest, str) or len(digest) != len(_NO_DIGEST) or not digest.isascii():
-        raise ArtifactError("the file has no digest", where="sha256", got=repr(digest)[:80], allowed="64 hex digits")
+        raise ArtifactError("the file has no digest", where="sha256", got=brief(digest), allowed="64 hex digits")
     at = _digest_at(header, digest)
     found = hashlib.sha256(head)
     for part in (header[:at], _NO_DIGEST.encode(), header[at + len(digest):], data):
@@ -242,7 +244,7 @@ def _json(text: bytes | str, where: str) -> Any:
         found = dict(pairs)
         if len(found) != len(pairs):
             raise ArtifactError("a key stands twice in one JSON object", where=where,
-                                got=repr([k for k, _ in pairs][:8])[:80])
+                                got=brief([k for k, _ in pairs][:8]))
         return found
 
     def refuse(constant: str) -> Any:
@@ -250,13 +252,15 @@ def _json(text: bytes | str, where: str) -> Any:
 
     if not isinstance(text, (bytes, str)):
         raise ArtifactError("JSON text is missing", where=where, got=type(text).__name__)
-    comma, brackets = (",", "[{") if isinstance(text, str) else (b",", b"[{")
-    values = text.count(comma) + sum(text.count(b) for b in (brackets[:1], brackets[1:]))  # type: ignore[arg-type]
+    try:
+        plain = text if isinstance(text, str) else text.decode()
+    except UnicodeDecodeError as error:
+        raise ArtifactError("this is not JSON", where=where, got=str(error)[:80]) from None
+    values = sum(map(plain.count, ",[{"))
     if values > _MAX_VALUES:
         raise ArtifactError("the JSON has too many values", where=where, got=values, allowed=_MAX_VALUES)
     try:
-        value = json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=unique,
-                           parse_constant=refuse)
+        value = json.loads(plain, object_pairs_hook=unique, parse_constant=refuse)
     except RecursionError:
         raise ArtifactError("the JSON is nested too deeply", where=where, allowed=f"{_MAX_DEPTH} levels") from None
     except ValueError as error:
@@ -282,25 +286,23 @@ def _places(table: Mapping[str, Any], size: int) -> dict[str, Place]:
     """Dtype, shape and offset of every tensor; together they fill the data exactly, without holes or overlaps."""
     found: list[tuple[int, int, str, Place]] = []
     for name, entry in table.items():
-        where = f"tensor {name!r}"[:120]
+        where = f"tensor {brief(name)}"
         fields = record(entry, where, "dtype", "shape", "data_offsets")
         if not isinstance(fields["dtype"], str) or fields["dtype"] not in _DTYPES:
-            raise ArtifactError("unknown dtype", where=where, got=repr(fields["dtype"])[:80], allowed=", ".join(_DTYPES))
+            raise ArtifactError("unknown dtype", where=where, got=brief(fields["dtype"]), allowed=", ".join(_DTYPES))
         dtype, shape, ends = _DTYPES[fields["dtype"]], fields["shape"], fields["data_offsets"]
         if not isinstance(shape, list) or len(shape) > 16 or not isinstance(ends, list) or len(ends) != 2:
             raise ArtifactError("malformed entry", where=where, allowed="a shape of at most 16 axes, two offsets")
         begin, end = (number(v, where, low=0, high=size) for v in ends)
-        count = dtype.itemsize
-        for n in shape:
-            count *= number(n, where, low=0, high=size)
+        count = dtype.itemsize * math.prod(number(n, where, low=0, high=size) for n in shape)
         if begin + count != end or begin % dtype.itemsize:
-            raise ArtifactError("shape and byte range do not agree", where=where, got=f"{shape}, {ends}"[:80],
+            raise ArtifactError("shape and byte range do not agree", where=where, got=brief((shape, ends)),
                                 allowed=f"{count} bytes, aligned to {dtype.itemsize}")
         found.append((begin, end, name, (dtype, tuple(shape), begin)))
     reached = 0
     for begin, end, name, _ in sorted(found, key=lambda f: f[:2]):
         if begin != reached:
-            raise ArtifactError("tensors overlap, or there is a hole between them", where=f"tensor {name!r}"[:120],
+            raise ArtifactError("tensors overlap, or there is a hole between them", where=f"tensor {brief(name)}",
                                 got=begin, allowed=reached)
         reached = end
     if reached != size:
@@ -309,11 +311,11 @@ def _places(table: Mapping[str, Any], size: int) -> dict[str, Place]:
 
 
 def _tensor(name: str, data: bytearray, dtype: torch.dtype, shape: tuple[int, ...], begin: int) -> Tensor:
-    count = 1
-    for n in shape:
-        count *= n
+    count = math.prod(shape)
     if count == 0:
+        if math.prod(n for n in shape if n) > len(data):
+            raise ArtifactError("malformed empty tensor", where=f"tensor {brief(name)}", got=brief(shape))
         return torch.empty(shape, dtype=dtype)
     if dtype is torch.bool and torch.frombuffer(data, dtype=torch.uint8, count=count, offset=begin).max() > 1:
-        raise ArtifactError("a boolean is neither 0 nor 1", where=f"tensor {name!r}"[:120])
+        raise ArtifactError("a boolean is neither 0 nor 1", where=f"tensor {brief(name)}")
     return torch.frombuffer(data, dtype=dtype, count=count, offset=begin).reshape(shape)

@@ -30,9 +30,12 @@ class _WeightedKernel(Kernel):
         if binding.bias is not None:
             bounds = bounds + binding.bias.to(torch.float64).abs()
         self.bound = float(bounds.max()) if bounds.numel() else 0.0
-        if self.bound >= 2**31:
-            raise PlanError("the int32 accumulator can overflow", where=binding.where, got=f"{self.bound:.4g}",
-                            allowed="below 2**31", fix="leave this layer in float")
+        width = binding.arithmetic.accumulator_bits
+        limit = 2.0 ** (31 if width == 32 else width)
+        if self.bound >= limit:
+            raise PlanError(f"the accumulator of {width} bits can overflow", where=binding.where,
+                            got=f"{self.bound:.4g}", allowed=f"below {limit:.4g}", fix="leave this layer in float")
+        self.wide = self.bound >= 2**31
         #: float32 while every partial sum is below 2**24, float64 beyond it
         self.carrier = carrier_for(self.bound)
         self.weight = self.codes.to(self.carrier)
@@ -47,7 +50,7 @@ class _WeightedKernel(Kernel):
         if b.bias is not None:
             acc.add_(b.bias.to(acc.dtype).to(acc.device).reshape(shape))
         if b.is_accumulator:
-            return acc if like.is_floating_point() else acc.to(torch.int32)
+            return acc if like.is_floating_point() else acc.to(b.output.qtype.storage)
         scale = self.scale.to(acc.device)
         scale = scale.reshape(shape) if scale.ndim else scale
         codes = requantize(acc, scale, int(b.output.zero_point), self.low, self.high, b.arithmetic)
@@ -68,9 +71,10 @@ class ConvKernel(_WeightedKernel):
         (x,), a = xs, self.binding.attrs
         if x.is_floating_point():
             return self.finish(self._float(x), 1, x)
-        acc = conv_int(x, self.codes.to(x.device), self.zero, a["stride"], a["pad_begin"], a["pad_end"],
+        x, codes = (x, self.codes) if not self.wide else (x.to(torch.int64), self.codes.to(torch.int64))
+        acc = conv_int(x, codes.to(x.device), self.zero, a["stride"], a["pad_begin"], a["pad_end"],
                        a["dilation"], a["groups"])
-        return self.finish(acc, 1, x)
+        return self.finish(acc, 1, xs[0])
 
     def _float(self, x: Tensor) -> Tensor:
         a = self.binding.attrs
@@ -92,4 +96,7 @@ class LinearKernel(_WeightedKernel):
         (x,) = xs
         if x.is_floating_point():
             return self.finish(F.linear(self.centred(x), self.weight.to(x.device)), x.ndim - 1, x)
-        return self.finish(matmul_int(x, self.codes.to(x.device), self.zero), x.ndim - 1, x)
+        codes = self.codes.to(x.device)
+        if self.wide:
+            return self.finish(matmul_int(x.to(torch.int64), codes.to(torch.int64), self.zero), x.ndim - 1, x)
+        return self.finish(matmul_int(x, codes, self.zero), x.ndim - 1, x)

@@ -1,4 +1,4 @@
-"""Exact integer convolution and matrix product on codes, in int32."""
+"""Exact integer convolution and matrix product on codes, in int32 (int64 for wide codes)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def matmul_int(x: Tensor, w: Tensor, zero: int) -> Tensor:
         correction = (offset - zero) * w.to(torch.int32).sum(1, dtype=torch.int32)
         acc = acc + correction
     else:
-        acc = (flat.to(torch.int32) - zero) @ w.to(torch.int32).t()
+        wide = torch.int64 if torch.int64 in (x.dtype, w.dtype) else torch.int32
+        acc = (flat.to(wide) - zero) @ w.to(wide).t()
     return acc.reshape(*x.shape[:-1], w.shape[0])
 
 
@@ -109,10 +110,11 @@ def _unfolded(x: Tensor, w: Tensor, zero: int, stride: Sequence[int], dilation: 
 
 def _depthwise(x: Tensor, w: Tensor, zero: int, stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
     multiple = w.shape[0] // x.shape[1]
-    weights = w.to(torch.int32).flatten(1)  # (out, taps)
+    wide = torch.int64 if torch.int64 in (x.dtype, w.dtype) else torch.int32
+    weights = w.to(wide).flatten(1)  # (out, taps)
     acc: Tensor | None = None
     for i, view in enumerate(_taps(x, w, stride, dilation)):
-        value = view.to(torch.int32) - zero
+        value = view.to(wide) - zero
         if multiple > 1:
             value = value.repeat_interleave(multiple, 1)
         term = value * weights[:, i].reshape(1, -1, *[1] * (x.ndim - 2))

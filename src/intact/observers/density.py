@@ -37,7 +37,10 @@ class Density:
         sliver = _sliver(edges)
         low, high = max(float(edges[0]), low), min(float(edges[-1]), high)
         if len(mass) == 1 and high - low < sliver:
-            low, high = (high - sliver, high) if high > 0 else (low, low + sliver)
+            if high > 0:
+                low = max(high - sliver, 0.0)  # towards 0, not past it
+            else:
+                high = min(low + sliver, 0.0)
         sliver = min(sliver, (high - low) / 4)
         edges[1:-1] = edges[1:-1].clamp(low + sliver, high - sliver)
         edges[0], edges[-1] = low, high

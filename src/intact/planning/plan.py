@@ -19,9 +19,11 @@ class WeightSpec:
     qtype: QType
     granularity: Granularity
     observer: str = "mse"
+    bias_correction: bool = True
 
     def __str__(self) -> str:
-        return f"{self.qtype} {self.granularity}, {self.observer}"
+        corrected = ", bias corrected" if self.bias_correction else ""
+        return f"{self.qtype} {self.granularity}, {self.observer}{corrected}"
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,10 @@ def _weights(model: FloatModel, decisions: Mapping[str, Decision], hows: Mapping
         if isinstance(granularity, PerChannel) and granularity.axis != 0:
             raise PlanError("weights are per output channel", where=node.path, got=str(granularity),
                             allowed="PerChannel(0)")
-        spec = WeightSpec(qtype, granularity, how.weight_observer)
+        observer = how.weight_observer
+        if observer == "auto":
+            observer = "minmax" if how.weight_bits >= 8 else "mse"
+        spec = WeightSpec(qtype, granularity, observer, how.bias_correction)
         name = node.params["weight"]
         if name in specs and specs[name][0] != spec:
             raise PlanError("two rules contradict each other on a shared weight", where=name,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from intact.arithmetic import accumulator_bounds, quantize_weight
+from intact.arithmetic import Arithmetic, accumulator_bounds, quantize_weight
 from intact.errors import CalibrationError
 from intact.graph import Graph, Node
 from intact.kernels import KERNELS, Binding, Kernel
@@ -31,13 +31,20 @@ class Bound:
     notes: tuple[tuple[str, str], ...] = field(default=())
 
 
-def bind(plan: Plan, params: Mapping[str, Tensor], qparams: Mapping[str, QParams]) -> Bound:
+def bind(
+    plan: Plan,
+    params: Mapping[str, Tensor],
+    qparams: Mapping[str, QParams],
+    means: Mapping[str, Tensor] | None = None,
+) -> Bound:
     """Quantize weights and biases and bind every integer kernel.
 
     Args:
         plan: the decisions.
         params: float parameters by name.
         qparams: parameters of every edge but the accumulators.
+        means: mean of each channel (axis 1; the last one for linear layers) of the edges that layers read; with
+            them the bias takes up the mean error of the rounded weights.
 
     Raises:
         CalibrationError: if a bias or a weight cannot be expressed.
@@ -53,7 +60,10 @@ def bind(plan: Plan, params: Mapping[str, Tensor], qparams: Mapping[str, QParams
         weight = weights[node.params["weight"]] if "weight" in node.params else None
         if isinstance(plan.edges[node.name], Accumulator):
             known[node.name] = _accumulator_params(graph, node, inputs, weight)
-        bias = _bias_codes(node, params, inputs[0], weight, notes)
+        shift = None
+        if weight is not None and means and plan.weights[node.params["weight"]].bias_correction:
+            shift = _mean_error(node, params[node.params["weight"]].detach(), weight, means.get(node.inputs[0]))
+        bias = _bias_codes(node, params, inputs[0], weight, notes, plan.target.arithmetic, shift)
         binding = Binding(node.op, node.attrs, inputs, known[node.name], plan.target.arithmetic, weight, bias,
                           where=node.path or node.name)
         kernels[node.name] = KERNELS[node.op](binding)
@@ -104,12 +114,15 @@ def _scale_floor(
 
 
 def _bias_codes(
-    node: Node, params: Mapping[str, Tensor], qx: QParams, weight: QTensor | None, notes: list[tuple[str, str]]
+    node: Node, params: Mapping[str, Tensor], qx: QParams, weight: QTensor | None, notes: list[tuple[str, str]],
+    arithmetic: Arithmetic, shift: Tensor | None = None,
 ) -> Tensor | None:
     """int32 codes of the bias with scale float32(s_x * s_w), half to even in float64."""
     if "bias" not in node.params or weight is None:
         return None
     bias = params[node.params["bias"]].detach()
+    if shift is not None:
+        bias = (bias.to(torch.float64) - shift).to(torch.float32)
     if not bool(torch.isfinite(bias).all()):
         raise CalibrationError("a bias is not finite", where=node.params["bias"])
     scale = qx.scale * weight.qparams.scale
@@ -119,12 +132,25 @@ def _bias_codes(
     granularity = PerChannel(0) if scale.ndim else PerTensor()
     q = QParams(scale, torch.zeros(scale.shape, dtype=torch.int32), INT32, granularity)
     bounds = accumulator_bounds(weight.codes, int(qx.zero_point), qx.qtype.qmin, qx.qtype.qmax)
-    room = (2.0**31 - 1 - bounds).clamp(min=0.0)
+    room = (2.0**31 - 1 - bounds).clamp(min=0.0) if arithmetic.accumulator_bits == 32 else bounds * 0 + 2.0**31 - 1
     codes = quantize_weight(bias, q).codes.to(torch.float64)
     limited = codes.clamp(min=-room, max=room)
     if not torch.equal(limited, codes):
         notes.append((node.params["bias"], f"{int((limited != codes).sum())} bias code(s) limited to int32"))
     return limited.to(torch.int32)
+
+
+def _mean_error(node: Node, weight: Tensor, quantized: QTensor, mean: Tensor | None) -> Tensor | None:
+    """Mean over the data of ``(w_q - w) * x`` for each output channel (padding left out of account), float64."""
+    if mean is None:
+        return None
+    error = quantized.dequantize().to(torch.float64) - weight.to(torch.float64)
+    if node.op == "linear":
+        return error @ mean
+    groups = node.attrs["groups"]
+    per_input = error.flatten(2).sum(2)  # (out, in / groups)
+    grouped = per_input.unflatten(0, (groups, -1)) * mean.reshape(groups, 1, -1)
+    return grouped.sum(2).flatten()
 
 
 def _accumulator_params(graph: Graph, node: Node, inputs: tuple[QParams, ...], weight: QTensor | None) -> QParams:

@@ -33,6 +33,8 @@ class QFloatModel(nn.Module):
         for name, value in model.params.items():
             _register(self, name, value.clone())
         self._observers: dict[str, Observer] = {}
+        #: edge that a corrected layer reads -> (sum of each channel in float64, number of values summed)
+        self.channel_sums: dict[str, tuple[Tensor, int]] = {}
         self._bound: Bound | None = None
         self.reset_observers()
 
@@ -56,6 +58,7 @@ class QFloatModel(nn.Module):
     def reset_observers(self) -> None:
         """Forget everything that was observed; the model is uncalibrated after."""
         self._bound = None
+        self.channel_sums = {}
         self._observers = {
             name: make_observer(_free(spec).observer)
             for name, spec in self.plan.edges.items()
@@ -68,7 +71,8 @@ class QFloatModel(nn.Module):
         Raises:
             CalibrationError: if an observer saw nothing, or a number cannot be expressed.
         """
-        self._bound = bind(self.plan, dict(self._tensors()), self._edge_params())
+        means = {name: total / count for name, (total, count) in self.channel_sums.items()}
+        self._bound = bind(self.plan, dict(self._tensors()), self._edge_params(), means)
 
     def _edge_params(self) -> dict[str, QParams]:
         found: dict[str, QParams] = {}

@@ -1,0 +1,34 @@
+"""What quantization did to a model: accuracy, error of every layer, and what to do about it."""
+
+from intact.analysis.compare import compare_models
+from intact.analysis.metrics import Accuracy, Agreement, Cosine, Mean, Sqnr, sqnr_db
+from intact.analysis.report import (
+    Error,
+    Finding,
+    Latency,
+    Metric,
+    Output,
+    Problem,
+    Report,
+    Site,
+    Sizes,
+)
+
+__all__ = [
+    "Accuracy",
+    "Agreement",
+    "Cosine",
+    "Error",
+    "Finding",
+    "Latency",
+    "Mean",
+    "Metric",
+    "Output",
+    "Problem",
+    "Report",
+    "Site",
+    "Sizes",
+    "Sqnr",
+    "compare_models",
+    "sqnr_db",
+]

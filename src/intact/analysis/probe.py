@@ -1,0 +1,199 @@
+"""The float graph beside the integer program, node by node: where error comes from, and how it adds up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from intact.analysis.metrics import Sqnr, energy
+from intact.arithmetic import dequantize, quantize
+from intact.engine import QModel
+from intact.errors import NonFiniteError
+from intact.graph import FloatModel, Node
+from intact.graph.float_model import last_uses, run_node
+from intact.graph.float_ops import run_float
+from intact.graph.signature import check_inputs
+from intact.kernels import MOVES, Binding
+from intact.types import QParams
+
+__all__ = ["Meters", "Probe"]
+
+
+@dataclass
+class Meters:
+    """What is added up for one quantized edge, over batches; see :class:`intact.analysis.Site` for the meanings."""
+
+    total: Sqnr = field(default_factory=Sqnr)
+    own: Sqnr = field(default_factory=Sqnr)
+    added: Sqnr = field(default_factory=Sqnr)
+    weight: Sqnr | None = None
+    activation: Sqnr | None = None
+    clipped: int = 0
+    low: float = float("inf")
+    high: float = float("-inf")
+    code_low: int | None = None
+    code_high: int | None = None
+
+
+class Probe:
+    """Runs both models on a batch in lockstep and adds up errors; memory does not grow with the data.
+
+    An edge of the float graph, and its freshly quantized copy, live until their last use. For each integer node
+    five passes are made: the float operation; the kernel inside the integer model; the kernel alone, on freshly
+    quantized inputs; the float operation on these; the float operation with quantized weights.
+
+    Args:
+        model: the float model, whose graph is that of ``q``.
+        q: the integer model.
+    """
+
+    def __init__(self, model: FloatModel, q: QModel) -> None:
+        self.model, self.q = model, q
+        self.meters = {node.name: Meters() for node in q.graph if node.name in q.qparams}
+        self._nodes = q.graph.index
+        self._weights = {name: _stored(b) for name, b in q.bindings.items() if b.weight is not None}
+
+    def run(
+        self, inputs: Mapping[str, Tensor], number: int, *, alone: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Output edges of the float model and of the integer model for named inputs.
+
+        The program runs on float carriers, which is faster; its codes are those of the integers.
+
+        Args:
+            inputs: by input edge.
+            number: of the batch, for messages.
+            alone: look at each node alone too; else only at accumulated errors, ranges and codes.
+
+        Raises:
+            NonFiniteError: if the float value of a quantized edge is not finite.
+        """
+        with torch.no_grad():
+            side = _FloatSide(self.model, self.q, inputs, alone)
+
+            def tap(name: str, codes: Tensor) -> None:
+                side.advance(name)
+                self._measure(self._nodes[name], side, codes, number)
+
+            found = self.q.program.values(inputs, integer=False, tap=tap)
+            side.advance(None)
+            return {name: side.values[name] for name in self.model.graph.outputs}, found
+
+    def _measure(self, node: Node, side: _FloatSide, codes: Tensor, number: int) -> None:
+        meters, qparams, y = self.meters[node.name], self.q.qparams[node.name], side.values[node.name]
+        if not y.numel():
+            return
+        _see_range(meters, node, y, qparams, number)
+        _see_codes(meters, codes)
+        signal = energy(y)
+        _add(meters.total, y, signal, dequantize(codes, qparams).sub_(y))
+        if not side.alone:
+            return
+        binding = self.q.bindings.get(node.name)
+        if binding is None or node.op in MOVES:
+            fresh = side.fresh(node.name)[1] - y
+            _add(meters.own, y, signal, fresh)
+            _add(meters.added, y, signal, fresh if binding is None else None)
+            return
+        inputs = [side.fresh(name) for name in node.inputs]
+        made = dequantize(self.q.program.kernels[node.name]([c for c, _ in inputs], side.batch), qparams)
+        ideal = run_node(self.model, node, [x for _, x in inputs], side.batch)
+        _add(meters.own, y, signal, made - y)
+        _add(meters.added, y, signal, made.sub_(ideal))
+        if node.name in self._weights:
+            self._split(node, side, meters, signal, ideal)
+
+    def _split(self, node: Node, side: _FloatSide, meters: Meters, signal: float, ideal: Tensor) -> None:
+        """Contributions of weights alone and of activations alone; ``ideal`` has quantized inputs."""
+        y, qparams, binding = side.values[node.name], self.q.qparams[node.name], self.q.bindings[node.name]
+        values = [side.values[name] for name in node.inputs]
+        weighted = run_float(node.op, values, self._weights[node.name], node.attrs, side.batch)
+        meters.weight, meters.activation = meters.weight or Sqnr(), meters.activation or Sqnr()
+        _add(meters.weight, y, signal, weighted.sub_(y))
+        if not binding.is_accumulator:
+            ideal = dequantize(quantize(ideal, qparams, self.q.target.arithmetic), qparams)
+        _add(meters.activation, y, signal, ideal.sub_(y))
+
+
+class _FloatSide:
+    """The float model, advanced node by node; values die after their last use, as in the program."""
+
+    def __init__(self, model: FloatModel, q: QModel, inputs: Mapping[str, Tensor], alone: bool) -> None:
+        self.batch, self.alone = check_inputs(model.graph, inputs), alone
+        self.values: dict[str, Tensor] = {}
+        self._model, self._q = model, q
+        self._fresh: dict[str, tuple[Tensor, Tensor]] = {}
+        self._steps = self._run(inputs)
+
+    def advance(self, until: str | None) -> None:
+        """Run up to and with a node, whose value and operands are then at hand; to the end for None."""
+        for name in self._steps:
+            if name == until:
+                return
+
+    def fresh(self, name: str) -> tuple[Tensor, Tensor]:
+        """Codes of an edge's float value, and what they stand for."""
+        if name not in self._fresh:
+            qparams = self._q.qparams[name]
+            codes = quantize(self.values[name], qparams, self._q.target.arithmetic)
+            self._fresh[name] = codes, dequantize(codes, qparams)
+        return self._fresh[name]
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> Iterator[str]:
+        dying = last_uses(self._model.graph)
+        for node in self._model.graph:
+            if node.op == "input":
+                self.values[node.name] = inputs[node.name]
+            else:
+                operands = [self.values[name] for name in node.inputs]
+                self.values[node.name] = run_node(self._model, node, operands, self.batch)
+            yield node.name
+            for name in dying.get(node.name, ()):
+                del self.values[name]
+                self._fresh.pop(name, None)
+
+
+def _stored(binding: Binding) -> dict[str, Tensor]:
+    """Weight and bias as their codes have them, by role."""
+    assert binding.weight is not None
+    stored = {"weight": binding.weight.dequantize()}
+    if binding.bias is not None:
+        scale = binding.inputs[0].scale * binding.weight.qparams.scale
+        stored["bias"] = (binding.bias.to(torch.float64) * scale.to(torch.float64)).to(torch.float32)
+    return stored
+
+
+def _add(meter: Sqnr, y: Tensor, signal: float, noise: Tensor | None) -> None:
+    """Add a batch whose signal is known; no tensor is no noise."""
+    meter.count += y.numel()
+    meter.signal += signal
+    if noise is not None:
+        meter.noise += energy(noise)
+
+
+def _see_range(meters: Meters, node: Node, y: Tensor, qparams: QParams, number: int) -> None:
+    low, high = (float(v) for v in torch.aminmax(y))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise NonFiniteError("a float value is not finite", where=node.path or node.name,
+                             got=f"{int((~torch.isfinite(y)).sum())} values in batch {number}",
+                             fix="mend the data or the model")
+    meters.low, meters.high = min(meters.low, low), max(meters.high, high)
+    if qparams.scale.ndim or qparams.qtype.bits == 32:
+        return
+    scale, zero = float(qparams.scale), int(qparams.zero_point)
+    first = (qparams.qtype.qmin - zero - 0.5) * scale  # beyond half a step below the lowest code it saturates
+    last = (qparams.qtype.qmax - zero + 0.5) * scale
+    if low < first:
+        meters.clipped += int((y < first).sum())
+    if high > last:
+        meters.clipped += int((y > last).sum())
+
+
+def _see_codes(meters: Meters, codes: Tensor) -> None:
+    low, high = (int(v) for v in torch.aminmax(codes))
+    meters.code_low = low if meters.code_low is None else min(low, meters.code_low)
+    meters.code_high = high if meters.code_high is None else max(high, meters.code_high)

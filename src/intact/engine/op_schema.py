@@ -1,0 +1,209 @@
+"""What each operation of a saved graph may look like: operands, parameter roles, types of attributes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx.operator_schemas import get_signature_for_torch_op
+
+from intact.engine.codec import brief
+from intact.errors import ArtifactError
+from intact.graph import Node
+from intact.kernels import UNARY_OPS
+
+__all__ = ["DTYPES", "LIST_LIMIT", "OPS", "OpSchema", "check_node"]
+
+LIST_LIMIT = 65536  # tensors in the result of one operation
+_LARGEST = 2**31 - 1  # of a dimension, a stride, ...
+_ELEMENTS = 2**40  # of a tensor, per sample
+DTYPES = frozenset({"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"})
+_DIM = re.compile(r"(?:[1-9]\d{0,8}\*)?batch", re.ASCII)
+_ATEN = re.compile(r"aten\.([a-zA-Z]\w*|_to_copy)\.(\w+)", re.ASCII)
+_OVERLOAD = type(torch.ops.aten.relu.default)
+
+
+# -- attributes ---------------------------------------------------------------------------------
+
+
+def _whole(low: int, high: int = _LARGEST) -> Callable[[Any], bool]:
+    return lambda v: type(v) is int and low <= v <= high
+
+
+def _many(item: Callable[[Any], bool], most: int = _LARGEST) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, list | tuple) and len(v) <= most and all(map(item, v))
+
+
+def _number(v: Any) -> bool:
+    return type(v) in (int, float) and not math.isnan(v)
+
+
+def _dim(v: Any) -> bool:
+    return _whole(0)(v) or (isinstance(v, str) and _DIM.fullmatch(v) is not None)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What an attribute may be."""
+
+    says: str
+    holds: Callable[[Any], bool]
+
+
+def _one_of(*values: Any) -> _Kind:
+    return _Kind(" or ".join(map(repr, values)), lambda v: any(type(v) is type(o) and v == o for o in values))
+
+
+_AXIS = _Kind("an axis", _whole(0, 15))
+_AXES = _Kind("distinct axes", lambda v: _many(_whole(0, 15))(v) and len(set(v)) == len(v))
+_COUNT = _Kind("an integer from 1", _whole(1))
+_INDEX = _Kind("an integer", _whole(-(2**63), 2**63 - 1))
+_INDICES = _Kind("integers from 0", _many(_whole(0)))
+_PADS = _Kind("up to 6 integers", _many(_whole(-_LARGEST), 6))
+_FLAG = _Kind("true or false", lambda v: type(v) is bool)
+_NUMBER = _Kind("a number", _number)
+_DIMS = _Kind('integers, "batch" or "k*batch"', _many(_dim, 16))
+_FROM_1 = _Kind("1 to 8 integers from 1", lambda v: _many(_whole(1), 8)(v) and len(v) > 0)
+_FROM_0 = _Kind("1 to 3 integers from 0", lambda v: _many(_whole(0), 3)(v) and len(v) > 0)
+_RANGE = _Kind("[low, high]", lambda v: _many(_number, 2)(v) and len(v) == 2 and v[0] <= v[1])
+_ANY = _Kind("an argument template", lambda v: True)
+#: attributes with one entry for each spatial axis
+_SPATIAL = frozenset({"stride", "pad_begin", "pad_end", "dilation", "kernel", "padding", "output_padding", "size",
+                      "source"})
+
+
+@dataclass(frozen=True)
+class OpSchema:
+    """Operands, parameter roles and attributes of one operation."""
+
+    inputs: int = 1
+    more: int = 0  # further operands, at most
+    roles: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    attrs: Mapping[str, _Kind] = field(default_factory=dict)
+    activation: bool = False  # may have a folded activation
+
+
+_WINDOW = {"kernel": _FROM_1, "stride": _FROM_1, "padding": _FROM_0, "ceil_mode": _FLAG}
+_REDUCE = {"axes": _AXES, "keepdim": _FLAG}
+_RESIZE = {"size": _FROM_1, "source": _FROM_1}
+_UNARY: dict[str, dict[str, _Kind]] = {
+    "clamp": {"low": _NUMBER, "high": _NUMBER}, "leaky_relu": {"slope": _NUMBER}, "elu": {"alpha": _NUMBER},
+    "gelu": {"approximate": _one_of("none", "tanh")},
+    **{op: {"value": _NUMBER} for op in ("add_scalar", "mul_scalar", "pow_scalar")},
+}
+
+#: every operation that a saved graph may hold
+OPS: dict[str, OpSchema] = {
+    "input": OpSchema(0),
+    "constant": OpSchema(0, roles=("value",)),
+    "conv": OpSchema(1, 0, ("weight",), ("bias",), {
+        "stride": _FROM_1, "pad_begin": _FROM_0, "pad_end": _FROM_0, "dilation": _FROM_1, "groups": _COUNT}, True),
+    "conv_transpose": OpSchema(1, 0, ("weight",), ("bias",), {
+        "stride": _FROM_1, "padding": _FROM_0, "output_padding": _FROM_0, "groups": _COUNT, "dilation": _FROM_1}, True),
+    "linear": OpSchema(1, 0, ("weight",), ("bias",), {}, True),
+    "batch_norm": OpSchema(1, 0, ("mean", "var"), ("weight", "bias"), {"eps": _NUMBER}),
+    "layer_norm": OpSchema(1, 0, (), ("weight", "bias"), {"shape": _FROM_1, "eps": _NUMBER}),
+    "group_norm": OpSchema(1, 0, (), ("weight", "bias"), {"groups": _COUNT, "eps": _NUMBER}),
+    "prelu": OpSchema(1, 0, ("weight",)),
+    "embedding": OpSchema(1, 0, ("weight",)),
+    **{op: OpSchema(2, activation=True) for op in ("matmul", "add", "sub", "mul", "div")},
+    **{op: OpSchema(2) for op in ("minimum", "maximum")},
+    "where": OpSchema(3),
+    "concat": OpSchema(1, LIST_LIMIT, attrs={"axis": _AXIS}),
+    "avg_pool": OpSchema(attrs={**_WINDOW, "count_include_pad": _FLAG}, activation=True),
+    "max_pool": OpSchema(attrs={**_WINDOW, "dilation": _FROM_1}),
+    "mean": OpSchema(attrs=_REDUCE, activation=True),
+    "sum": OpSchema(attrs=_REDUCE),
+    "softmax": OpSchema(attrs={"axis": _AXIS}),
+    "log_softmax": OpSchema(attrs={"axis": _AXIS}),
+    "interpolate": OpSchema(attrs={**_RESIZE, "mode": _one_of("linear", "bilinear", "bicubic"),
+                                   "align_corners": _one_of(True, False, None)}),
+    "interpolate_nearest": OpSchema(attrs={**_RESIZE, "mode": _one_of("nearest"), "align_corners": _one_of(None)}),
+    "pad": OpSchema(attrs={"pads": _PADS, "mode": _one_of("constant", "reflect", "replicate", "circular"),
+                           "value": _NUMBER}),
+    "reshape": OpSchema(attrs={"shape": _DIMS}),
+    "expand": OpSchema(attrs={"shape": _DIMS}),
+    "permute": OpSchema(attrs={"axes": _AXES}),
+    "slice": OpSchema(attrs={"axis": _AXIS, "start": _INDEX, "end": _INDEX, "step": _COUNT}),
+    "index_select": OpSchema(attrs={"axis": _AXIS, "indices": _INDICES}),
+    "aten": OpSchema(1, LIST_LIMIT, attrs={"target": _ANY, "args": _ANY, "kwargs": _ANY, "index": _ANY}),
+    **{op: OpSchema(attrs=_UNARY.get(op, {})) for op in UNARY_OPS},
+}
+
+
+def check_node(node: Node) -> None:
+    """Check the form of one node; whether its numbers fit the shapes of its operands is not seen here.
+
+    Args:
+        node: the node.
+
+    Raises:
+        ArtifactError: for an unknown operation, or anything that its schema does not allow.
+
+    >>> check_node(Node("y", "permute", ("x",), attrs={"axes": [0, 2, 1]}, shape=("batch", 3, 2)))
+    """
+    schema, where = OPS.get(node.op), f"node {brief(node.name)}"
+    if schema is None:
+        raise ArtifactError("unknown operation", where=where, got=brief(node.op), fix="upgrade Intact")
+    if not schema.inputs <= len(node.inputs) <= schema.inputs + schema.more:
+        raise ArtifactError(f"'{node.op}' has the wrong number of operands", where=where, got=len(node.inputs),
+                            allowed=schema.inputs)
+    roles, known = set(node.params), {*schema.roles, *schema.optional}
+    if node.op != "aten" and not set(schema.roles) <= roles <= known:
+        raise ArtifactError(f"'{node.op}' has the wrong parameters", where=where, got=brief(sorted(roles)),
+                            allowed=", ".join(sorted(known)))
+    _check_attrs(node, schema, where)
+    sizes = [d for d in node.shape if isinstance(d, int)]
+    if not _DIMS.holds(node.shape) or node.dtype not in DTYPES or math.prod(sizes) > _ELEMENTS:
+        raise ArtifactError("a shape or a dtype is wrong", where=where, got=brief((node.shape, node.dtype)))
+    if node.op == "aten":
+        _check_aten(node, where)
+
+
+def _check_attrs(node: Node, schema: OpSchema, where: str) -> None:
+    kinds = {**schema.attrs, **({"activation": _RANGE} if schema.activation and "activation" in node.attrs else {})}
+    if set(node.attrs) != set(kinds):
+        raise ArtifactError(f"'{node.op}' has the wrong attributes", where=where, got=brief(sorted(node.attrs)),
+                            allowed=", ".join(sorted(kinds)))
+    for name, kind in kinds.items():
+        if not kind.holds(node.attrs[name]):
+            raise ArtifactError(f"attribute '{name}' of '{node.op}' is wrong", where=where,
+                                got=brief(node.attrs[name]), allowed=kind.says)
+    if len({len(node.attrs[a]) for a in _SPATIAL & set(kinds)}) > 1:
+        raise ArtifactError(f"attributes of '{node.op}' differ in length", where=where, got=brief(dict(node.attrs)))
+
+
+def _check_aten(node: Node, where: str) -> None:
+    """A pure function of torch, by name: it makes tensors, and changes or reads nothing else."""
+    target, args, kwargs, index = (node.attrs[k] for k in ("target", "args", "kwargs", "index"))
+    match = _ATEN.fullmatch(target) if isinstance(target, str) else None
+    op = getattr(getattr(torch.ops.aten, match[1], None), match[2], None) if match else None
+    _, schemas = get_signature_for_torch_op(op, return_schemas=True) if isinstance(op, _OVERLOAD) else (None, None)
+    schema = schemas[0] if schemas else None
+    returns = [str(r.type) for r in schema.returns] if schema else []
+    if (schema is None or schema.is_mutable or not returns or not set(returns) <= {"Tensor", "List[Tensor]"}
+            or "from_file" in target or "empty" in target):
+        raise ArtifactError("not an operation that may be run by name", where=where, got=brief(target),
+                            allowed="public aten functions that make tensors and change nothing")
+    names = {a.name for a in schema.arguments} - {"device", "layout", "pin_memory", "out"}
+    if not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping) or not set(kwargs) <= names:
+        raise ArtifactError("arguments are wrong", where=where, got=brief(kwargs), allowed=", ".join(sorted(names)))
+    if not all(_fits(v, node) for v in (*args, *kwargs.values())):
+        raise ArtifactError("an argument is wrong", where=where, got=brief((args, kwargs)))
+    if (index is None) != (returns == ["Tensor"]) or not (index is None or _whole(0, LIST_LIMIT)(index)):
+        raise ArtifactError("the index of a result is wrong", where=where, got=brief(index))
+
+
+def _fits(value: Any, node: Node) -> bool:
+    if isinstance(value, Mapping):
+        ((key, item),) = value.items() if len(value) == 1 else ((None, None),)
+        return ((key == "input" and _whole(0, len(node.inputs) - 1)(item)) or (key == "param" and item in node.params)
+                or (key == "dim" and _dim(item)) or (key == "dtype" and item in DTYPES))
+    if isinstance(value, list | tuple):
+        return all(_fits(v, node) for v in value)
+    return value is None or isinstance(value, bool | float) or _INDEX.holds(value) or isinstance(value, str)
