@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from intact import graph as _graph
 from intact.calibration import calibrate
+from intact.analysis import Latency, Report, Sizes, compare_models
 from intact.engine import QModel, convert, load, save
-from intact.errors import CalibrationError
+from intact.errors import CalibrationError, ExportError
+from intact.exporters import Certificate, export_onnx, float_onnx, latencies
 from intact.graph import FloatModel
 from intact.graph.capture import normalise_example
 from intact.graph.passes import DEFAULT_PASSES, transform
@@ -20,7 +25,7 @@ from intact.planning import Recipe, plan
 from intact.simulation import prepare
 from intact.targets import Target, get_target
 
-__all__ = ["calibrate", "capture", "convert", "load", "plan", "prepare", "quantize", "save"]
+__all__ = ["calibrate", "capture", "compare", "convert", "export", "load", "plan", "prepare", "quantize", "save"]
 
 
 def capture(model: nn.Module, example_inputs: Any) -> FloatModel:
@@ -83,8 +88,6 @@ def quantize(
 
 def _first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     """Inputs of the first batch, and data that still holds it."""
-    import inspect
-
     if not isinstance(data, Iterable) or not isinstance(model, nn.Module):
         raise CalibrationError("quantize takes a module and an iterable of batches",
                                got=f"{type(model).__name__}, {type(data).__name__}",
@@ -98,9 +101,80 @@ def _first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, Iterable[
     parameters = inspect.signature(model.forward).parameters.values()
     required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
     names = [p.name for p in parameters]
-    from collections.abc import Mapping
-
     mapping = isinstance(item, Mapping) or (isinstance(item, (tuple, list)) and item and isinstance(item[0], Mapping))
     args, kwargs = split_batch(item, names if mapping else required[: max(1, len(required))])
     rest = itertools.chain([item], iterator) if iterator is data else data
     return normalise_example(kwargs or args)[0] or kwargs, rest
+
+
+def export(q: QModel, path: str | Path, *, format: str | None = None, **options: Any) -> Certificate:
+    """Write the integer model for a runtime, after the runtime gave its codes.
+
+    Args:
+        q: an integer model.
+        path: the file to write; ``.onnx`` is ONNX with QuantizeLinear and DequantizeLinear.
+        format: instead of the suffix: ``"onnx"``.
+        **options: of the format; for ONNX those of :func:`intact.exporters.export_onnx`: ``data``, ``inputs`` and
+            ``outputs`` (``"float"`` or ``"codes"``), ``external_data``.
+
+    Returns:
+        The parity certificate, which is also stored beside the file.
+
+    Raises:
+        ExportError: before anything is written, naming what cannot be exported or which codes differ.
+
+    >>> import tempfile, torch
+    >>> q = quantize(torch.nn.Linear(8, 4), [torch.randn(32, 8)])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     export(q, f"{folder}/net.onnx").codes_differ
+    0
+    """
+    kind = format or Path(path).suffix.lstrip(".")
+    if kind != "onnx":
+        raise ExportError("unknown export format", where=str(path), got=kind or "no suffix", allowed="onnx",
+                          fix="name the file *.onnx, or pass format='onnx'")
+    return export_onnx(q, path, **options)
+
+
+def compare(
+    net: nn.Module, q: QModel, data: Iterable[Any], metric: Any = None, *, latency: bool = True,
+    progress: bool | None = None,
+) -> Report:
+    """Hold an integer model against the float module it came from.
+
+    Args:
+        net: the float module.
+        q: the integer model.
+        data: batches; what follows the inputs in a tuple is the label.
+        metric: ``metric(outputs, labels) -> float``, averaged over samples; by default top-1 accuracy where
+            there are labels.
+        latency: measure file sizes and single-sample latency of both models in the runtime.
+        progress: show a progress bar; by default only on a terminal.
+
+    Returns:
+        A report: print it, or take ``report.to_json()``.
+
+    >>> import torch
+    >>> net = torch.nn.Linear(8, 4)
+    >>> x = torch.randn(32, 8)
+    >>> compare(net, quantize(net, [x]), [x], latency=False).samples
+    32
+    """
+    first, data = _first_inputs(net, data)
+    measured, sizes = _measure(capture(net, first), q) if latency else (None, None)
+    return compare_models(net, q, data, metric=metric, latency=measured, sizes=sizes, progress=progress)
+
+
+def _measure(fm: FloatModel, q: QModel) -> tuple[Latency | None, Sizes | None]:
+    """Files and latencies of float and integer model; nothing where the model has no ONNX form."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            float_file = float_onnx(fm, Path(folder) / "float.onnx")
+            export_onnx(q, Path(folder) / "integer.onnx")
+        except ExportError:
+            return None, None
+        integer_file = Path(folder) / "integer.onnx"
+        one = {k: v[:1] if fm.graph[k].shape[:1] == ("batch",) else v for k, v in fm.example.items()}
+        slow, fast = latencies([float_file, integer_file], one)
+        sizes = Sizes(float_bytes=float_file.stat().st_size, integer_bytes=integer_file.stat().st_size)
+        return Latency(float_ms=slow, integer_ms=fast, engine="onnxruntime, CPU, one thread"), sizes

@@ -7,6 +7,7 @@ from dataclasses import replace
 from random import Random
 
 import torch
+
 from intact.engine import QModel
 from intact.kernels import MOVES, Binding
 from intact.types import QParams, QTensor
@@ -67,8 +68,12 @@ def halved_range(q: QModel, name: str, rng: Random) -> QModel:
             continue
         # a bias has the scale of its input: the same bias has twice the code
         bias = b.bias * 2 if b.bias is not None and b.inputs[0] is old else b.bias
-        changed[node.name] = replace(b, inputs=tuple(new if p is old else p for p in b.inputs),
-                                     output=new if b.output is old else b.output, bias=bias)
+        output = new if b.output is old else b.output
+        if b.is_accumulator:  # its scale is the product of its inputs' scales
+            halved = sum(p is old for p in b.inputs)
+            output = table[node.name] = replace(output, scale=output.scale * 0.5**halved)
+        inputs = tuple(new if p is old else p for p in b.inputs)
+        changed[node.name] = replace(b, inputs=inputs, output=output, bias=bias)
     return with_bindings(q, changed, table)
 
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from functools import cache
 from random import Random
 
-import intact.api as api
 import pytest
+from torch import Tensor
+
+import intact.api as api
 from intact.analysis import Report, compare_models
 from intact.engine import QModel
 from intact.graph import FloatModel
-from torch import Tensor
-
 from tests.analysis import plants
 from tests.zoo import ZOO
 
 KINDS = (plants.garbage_weights, plants.outlier_scale, plants.halved_range, plants.wrong_output_zero,
          plants.wrong_input_zero, plants.zeroed_bias)
 NETS = ("resnet20", "mobilenet_v2")
-PER_KIND = 8
+PER_KIND = 6
 
 
 @cache
@@ -38,13 +38,14 @@ def planted(name: str, kind: plants.Plant, seed: int) -> tuple[str, Report]:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_the_planted_site_is_rank_one(kind: plants.Plant) -> None:
+    # 12 plants of each of 6 kinds; 95 % of 72 would allow three misses, there are none
     misses = []
     for name in NETS:
         for seed in range(PER_KIND):
             site, report = planted(name, kind, seed)
             if report.worst[0].edge != site:
                 misses.append((name, seed, site, [str(s.added) for s in report.worst[:3]], report.site(site).added))
-    assert len(misses) <= 0.05 * PER_KIND * len(NETS), misses
+    assert not misses
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from intact.analysis.metrics import Sqnr, energy
 from intact.arithmetic import dequantize, quantize
+from intact.calibration.collect import masked_operands
 from intact.engine import QModel
 from intact.errors import NonFiniteError
 from intact.graph import FloatModel, Node
@@ -45,6 +46,9 @@ class Probe:
     An edge of the float graph, and its freshly quantized copy, live until their last use. For each integer node
     five passes are made: the float operation; the kernel inside the integer model; the kernel alone, on freshly
     quantized inputs; the float operation on these; the float operation with quantized weights.
+
+    An operand ``y`` that only ``relu(y + d)`` reads is compared as ``max(y, -max(d, 0))``, as it is calibrated:
+    what the ReLU removes is no error.
 
     Args:
         model: the float model, whose graph is that of ``q``.
@@ -84,56 +88,77 @@ class Probe:
             return {name: side.values[name] for name in self.model.graph.outputs}, found
 
     def _measure(self, node: Node, side: _FloatSide, codes: Tensor, number: int) -> None:
-        meters, qparams, y = self.meters[node.name], self.q.qparams[node.name], side.values[node.name]
+        meters, qparams, y = self.meters[node.name], self.q.qparams[node.name], side.seen(node.name)
         if not y.numel():
             return
         _see_range(meters, node, y, qparams, number)
         _see_codes(meters, codes)
         signal = energy(y)
-        _add(meters.total, y, signal, dequantize(codes, qparams).sub_(y))
+        _add(meters.total, y, signal, side.masked(node.name, dequantize(codes, qparams)).sub_(y))
         if not side.alone:
             return
         binding = self.q.bindings.get(node.name)
         if binding is None or node.op in MOVES:
-            fresh = side.fresh(node.name)[1] - y
+            fresh = side.masked(node.name, side.fresh(node.name)[1]) - y
             _add(meters.own, y, signal, fresh)
             _add(meters.added, y, signal, fresh if binding is None else None)
             return
         inputs = [side.fresh(name) for name in node.inputs]
-        made = dequantize(self.q.program.kernels[node.name]([c for c, _ in inputs], side.batch), qparams)
+        codes = self.q.program.kernels[node.name]([c for c, _ in inputs], side.batch)
+        made = side.masked(node.name, dequantize(codes, qparams))
         ideal = run_node(self.model, node, [x for _, x in inputs], side.batch)
         _add(meters.own, y, signal, made - y)
-        _add(meters.added, y, signal, made.sub_(ideal))
+        _add(meters.added, y, signal, made.sub_(side.masked(node.name, ideal)))
         if node.name in self._weights:
             self._split(node, side, meters, signal, ideal)
 
     def _split(self, node: Node, side: _FloatSide, meters: Meters, signal: float, ideal: Tensor) -> None:
         """Contributions of weights alone and of activations alone; ``ideal`` has quantized inputs."""
-        y, qparams, binding = side.values[node.name], self.q.qparams[node.name], self.q.bindings[node.name]
+        y, qparams, binding = side.seen(node.name), self.q.qparams[node.name], self.q.bindings[node.name]
         values = [side.values[name] for name in node.inputs]
         weighted = run_float(node.op, values, self._weights[node.name], node.attrs, side.batch)
         meters.weight, meters.activation = meters.weight or Sqnr(), meters.activation or Sqnr()
-        _add(meters.weight, y, signal, weighted.sub_(y))
+        _add(meters.weight, y, signal, side.masked(node.name, weighted).sub_(y))
         if not binding.is_accumulator:
             ideal = dequantize(quantize(ideal, qparams, self.q.target.arithmetic), qparams)
-        _add(meters.activation, y, signal, ideal.sub_(y))
+        _add(meters.activation, y, signal, side.masked(node.name, ideal).sub_(y))
 
 
 class _FloatSide:
-    """The float model, advanced node by node; values die after their last use, as in the program."""
+    """The float model, run as far as somebody asks; values die once the program has passed their last use."""
 
     def __init__(self, model: FloatModel, q: QModel, inputs: Mapping[str, Tensor], alone: bool) -> None:
         self.batch, self.alone = check_inputs(model.graph, inputs), alone
         self.values: dict[str, Tensor] = {}
-        self._model, self._q = model, q
+        self._model, self._q, self._inputs = model, q, inputs
+        self._masks = masked_operands(model.graph)
         self._fresh: dict[str, tuple[Tensor, Tensor]] = {}
-        self._steps = self._run(inputs)
+        self._floors: dict[str, Tensor] = {}
+        self._dying = last_uses(model.graph)
+        self._ahead, self._behind = iter(model.graph), iter(model.graph)
+        self._due: tuple[str, ...] = ()
 
     def advance(self, until: str | None) -> None:
-        """Run up to and with a node, whose value and operands are then at hand; to the end for None."""
-        for name in self._steps:
-            if name == until:
+        """The program is at a node, whose value and operands are then at hand; at the end for None."""
+        for node in self._behind:
+            self._release()
+            self._value(node.name)
+            self._due = tuple(self._dying.get(node.name, ()))
+            if node.name == until:
                 return
+        self._release()
+
+    def seen(self, name: str) -> Tensor:
+        """The value of an edge, as far as it matters to the edge's only reader."""
+        return self.masked(name, self.values[name])
+
+    def masked(self, name: str, value: Tensor) -> Tensor:
+        """``max(value, -max(d, 0))`` for an operand of ``relu(value + d)``; the value itself for other edges."""
+        if name not in self._masks:
+            return value
+        if name not in self._floors:
+            self._floors[name] = self._value(self._masks[name][1]).clamp(min=0.0).neg_()
+        return torch.maximum(value, self._floors[name])
 
     def fresh(self, name: str) -> tuple[Tensor, Tensor]:
         """Codes of an edge's float value, and what they stand for."""
@@ -143,18 +168,22 @@ class _FloatSide:
             self._fresh[name] = codes, dequantize(codes, qparams)
         return self._fresh[name]
 
-    def _run(self, inputs: Mapping[str, Tensor]) -> Iterator[str]:
-        dying = last_uses(self._model.graph)
-        for node in self._model.graph:
+    def _value(self, name: str) -> Tensor:
+        while name not in self.values:
+            node = next(self._ahead)
             if node.op == "input":
-                self.values[node.name] = inputs[node.name]
+                self.values[node.name] = self._inputs[node.name]
             else:
-                operands = [self.values[name] for name in node.inputs]
+                operands = [self.values[i] for i in node.inputs]
                 self.values[node.name] = run_node(self._model, node, operands, self.batch)
-            yield node.name
-            for name in dying.get(node.name, ()):
-                del self.values[name]
-                self._fresh.pop(name, None)
+        return self.values[name]
+
+    def _release(self) -> None:
+        for name in self._due:
+            del self.values[name]
+            for cache in (self._fresh, self._floors):
+                cache.pop(name, None)
+        self._due = ()
 
 
 def _stored(binding: Binding) -> dict[str, Tensor]:

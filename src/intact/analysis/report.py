@@ -61,6 +61,9 @@ class Error:
 class Site:
     """One quantized edge and the node that makes it.
 
+    An operand ``y`` that only ``relu(y + d)`` reads is judged by ``max(y, -max(d, 0))``, as it is calibrated: what
+    the ReLU removes is no error.
+
     Args:
         edge: name of the edge, as in ``q.codes``.
         path: module path in the user's model; "" for what stands in its own ``forward``.

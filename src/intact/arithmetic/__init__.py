@@ -6,6 +6,7 @@ from intact.arithmetic.elementwise import add_codes, fma_float32, mul_codes, sub
 from intact.arithmetic.quantize import dequantize, quantize, quantize_weight
 from intact.arithmetic.requantize import multiplier, requantize, saturate
 from intact.arithmetic.rounding import Rounding, round_to_int
+from intact.arithmetic.weight_rounding import quantize_kernel_weight
 
 __all__ = [
     "REFERENCE",
@@ -21,6 +22,7 @@ __all__ = [
     "mul_codes",
     "multiplier",
     "quantize",
+    "quantize_kernel_weight",
     "quantize_weight",
     "requantize",
     "round_to_int",

@@ -1,6 +1,6 @@
 """The integer model: conversion, running, saving and loading."""
 
-load = save = None
+from intact.engine.artifact import load, save
 from intact.engine.convert import convert
 from intact.engine.qmodel import QModel
 

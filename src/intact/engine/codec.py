@@ -87,7 +87,7 @@ def decode(document: Mapping[str, Any], tensors: Tensors) -> QModel:
     floats = {name.removeprefix("float/"): left.pop(name) for name in sorted(left) if name.startswith("float/")}
     if left:
         raise ArtifactError("the file holds tensors that nothing uses", where=brief(sorted(left)))
-    info = _rich(record(fields["info"], "info"))
+    info = _rich_fields(fields["info"], "info")
     return QModel(graph, _decode_signature(fields["signature"]), target, bindings, edges, floats, info=info)
 
 
@@ -239,7 +239,7 @@ def _decode_graph(value: Any) -> Graph:
         shape = tuple(d if isinstance(d, str) else number(d, where, low=0) for d in _list(n["shape"], where))
         inputs = tuple(text(i, where) for i in _list(n["inputs"], where))
         nodes.append(Node(text(n["name"], where), text(n["op"], where), inputs, params,
-                          _rich(record(n["attrs"], where)), text(n["path"], where), shape, text(n["dtype"], where)))
+                          _rich_fields(n["attrs"], where), text(n["path"], where), shape, text(n["dtype"], where)))
     return Graph(tuple(nodes), _decode_template(f["output"], "graph.output"))
 
 
@@ -309,6 +309,10 @@ def _rich(value: Any) -> Any:
             return _NOT_FINITE[value["float"]]
         return {k: _rich(v) for k, v in value.items()}
     return value
+
+
+def _rich_fields(value: Any, where: str) -> dict[str, Any]:
+    return {k: _rich(v) for k, v in record(value, where).items()}
 
 
 def _guard(where: str, make: Any, *args: Any) -> Any:

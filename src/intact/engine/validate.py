@@ -51,12 +51,12 @@ def check(q: QModel) -> None:
         warnings.simplefilter("ignore")  # a warning about foreign data must not become an exception
         nodes = _check_graph(q)
         _check_calls(q, nodes)
+        for name, qparams in q.qparams.items():
+            _check_edge(q, nodes, name, qparams)
         for name, binding in q.bindings.items():
             if name not in nodes:
                 raise ArtifactError("no such node", where=f"binding {brief(name)}")
             _check_binding(q, nodes, nodes[name], binding)
-        for name, qparams in q.qparams.items():
-            _check_edge(q, nodes, name, qparams)
         _check_params(q)
         check_shapes(q)
 

@@ -2,5 +2,6 @@
 
 from intact.exporters.certificate import Certificate
 from intact.exporters.onnx_qdq import export_onnx, float_onnx
+from intact.exporters.runtime import latencies
 
-__all__ = ["Certificate", "export_onnx", "float_onnx"]
+__all__ = ["Certificate", "export_onnx", "float_onnx", "latencies"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import helper
+from torch import Tensor
 
 from intact.errors import ExportError
 from intact.exporters.builder import IR_VERSION, OPSET, Builder, onnx_type
 
-__all__ = ["open_session", "optimised_nodes", "run_model", "wrap"]
+__all__ = ["latencies", "open_session", "optimised_nodes", "run_model", "wrap"]
 
 Array = npt.NDArray[Any]
 
@@ -63,3 +65,16 @@ def optimised_nodes(model: onnx.ModelProto | str | Path) -> list[onnx.NodeProto]
         dump = Path(folder) / "optimised.onnx"
         open_session(model, dump=dump)
         return list(onnx.load(str(dump)).graph.node)
+
+
+def latencies(paths: Sequence[str | Path], inputs: Mapping[str, Tensor], *, repeats: int = 30) -> list[float]:
+    """Median milliseconds of each model on one thread, the models interleaved."""
+    sessions = [open_session(p, threads=1) for p in paths]
+    feeds = [{i.name: inputs[i.name].numpy() for i in s.get_inputs()} for s in sessions]
+    times: list[list[float]] = [[] for _ in sessions]
+    for _ in range(repeats + 3):
+        for session, feed, record in zip(sessions, feeds, times, strict=True):
+            start = time.perf_counter()
+            session.run(None, feed)
+            record.append((time.perf_counter() - start) * 1e3)
+    return [sorted(record[3:])[repeats // 2] for record in times]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from intact.arithmetic import Arithmetic, accumulator_bounds, quantize_weight
+from intact.arithmetic import Arithmetic, accumulator_bounds, quantize_kernel_weight, quantize_weight
 from intact.errors import CalibrationError
 from intact.graph import Graph, Node
 from intact.kernels import KERNELS, Binding, Kernel
@@ -91,7 +91,8 @@ def _quantized_weights(
             notes.append((name, f"scale of {int(raised.sum())} channel(s) raised so that the int32 bias and the "
                                 "multiplier can be expressed"))
             found = replace(found, scale=torch.maximum(found.scale, floor))
-        result[name] = quantize_weight(weight, found)
+        kernels = all(n.op == "conv" for n in nodes)
+        result[name] = quantize_kernel_weight(weight, found) if kernels else quantize_weight(weight, found)
     return result
 
 
