@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from intact import graph as _graph
-from intact.calibration import calibrate
 from intact.analysis import Latency, Report, Sizes, compare_models
+from intact.calibration import calibrate
 from intact.engine import QModel, convert, load, save
 from intact.errors import CalibrationError, ExportError
 from intact.exporters import Certificate, export_onnx, float_onnx, latencies
@@ -86,9 +86,9 @@ def quantize(
     return convert(calibrate(qfloat, data, progress=progress))
 
 
-def _first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+def _first_inputs(model: Any, data: Any) -> tuple[Any, Iterable[Any]]:
     """Inputs of the first batch, and data that still holds it."""
-    if not isinstance(data, Iterable) or not isinstance(model, nn.Module):
+    if isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, Iterable) or not isinstance(model, nn.Module):
         raise CalibrationError("quantize takes a module and an iterable of batches",
                                got=f"{type(model).__name__}, {type(data).__name__}",
                                fix="pass a list of batches, such as [x], or a DataLoader")
@@ -96,7 +96,7 @@ def _first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, Iterable[
     try:
         item = next(iterator)
     except StopIteration:
-        raise CalibrationError("there is no calibration data", got="0 batches",
+        raise CalibrationError("there is no data", got="0 batches",
                                fix="pass a non-empty iterable; a generator can be consumed only once") from None
     parameters = inspect.signature(model.forward).parameters.values()
     required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
@@ -161,8 +161,9 @@ def compare(
     32
     """
     first, data = _first_inputs(net, data)
-    measured, sizes = _measure(capture(net, first), q) if latency else (None, None)
-    return compare_models(net, q, data, metric=metric, latency=measured, sizes=sizes, progress=progress)
+    model = capture(net, first)
+    measured, sizes = _measure(model, q) if latency else (None, None)
+    return compare_models(model, q, data, metric=metric, latency=measured, sizes=sizes, progress=progress)
 
 
 def _measure(fm: FloatModel, q: QModel) -> tuple[Latency | None, Sizes | None]:

@@ -78,9 +78,9 @@ def test_accuracy_agreement_and_outputs_are_those_of_both_models(simple: Any) ->
 @pytest.mark.parametrize("name", ["resnet20", "vit_softmax", "densenet121", "detector_dict", "keyword"])
 def test_totals_are_the_codes_of_q_against_the_float_edges(name: str) -> None:
     entry = ZOO[name]
-    net, x = entry.build(), entry.example(3, seed=1)
-    q = api.quantize(net, [entry.example(4)])
-    fm = api.capture(net, entry.example(2))
+    x = entry.example(3, seed=1)
+    fm = api.capture(entry.build(), entry.example(2))
+    q = api.convert(api.calibrate(api.prepare(fm, api.plan(fm)), [entry.example(4)]))
     report, codes, edges = compare_models(fm, q, [x]), q.codes(x), {}
     fm.run(fm.signature.bind((x,), {}), lambda node, value: edges.__setitem__(node.name, value))
     assert [s.edge for s in report.sites] == [n.name for n in q.graph if n.name in q.qparams]

@@ -24,9 +24,9 @@ PER_KIND = 6
 @cache
 def subject(name: str) -> tuple[FloatModel, QModel, Tensor]:
     entry = ZOO[name]
-    net = entry.build()
-    q = api.quantize(net, [entry.example(32)])
-    return api.capture(net, entry.example(2)), q, entry.example(8, seed=1)
+    fm = api.capture(entry.build(), entry.example(2))
+    q = api.convert(api.calibrate(api.prepare(fm, api.plan(fm)), [entry.example(32)]))
+    return fm, q, entry.example(8, seed=1)
 
 
 def planted(name: str, kind: plants.Plant, seed: int) -> tuple[str, Report]:

@@ -380,6 +380,7 @@ ATEN = [
     "aten.save.default", "aten.from_file.default", "aten.add.__class__", "aten.add.overloads", "aten.name.upper",
     "aten.add_.Tensor", "aten.add.out", "aten.set_.source_Storage", "aten.empty_like.default", "aten.resize_.default",
     "aten.__class__.mro", "aten.full.default", "aten.rand.default", "aten._pin_memory.default", "prim.device.default",
+    "aten.as_strided.default", "aten.kaiser_window.default", "aten.dict.Tensor", "aten.conv_tbc_backward.default",
     "os.system.default", "aten.cumsum.default\n", "", None, 3, ["aten.cumsum.default"], "aten.cumsum",
 ]
 DOCUMENTS: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -390,8 +391,11 @@ DOCUMENTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "aten template": attrs("aten", args=[{"input": 0, "param": "x"}, 1]),
     "aten dtype": attrs("aten", args=[{"input": 0}, {"dtype": "__class__"}]),
     "aten missing argument": attrs("aten", args=[{"input": 0}]),
-    "aten axis": attrs("aten", args=[{"input": 0}, 99]),
     "aten index": attrs("aten", index=0),
+    "aten that fills memory": attrs("aten", target="aten.kaiser_window.default", args=[2**31]),
+    "aten memory format": attrs("aten", target="aten.clone.default", args=[{"input": 0}],
+                                kwargs={"memory_format": 2**63 - 1}),
+    "aten without a tensor": attrs("aten", target="aten.einsum.default", args=["", []]),
     "unknown op": node("conv", op="opaque"),
     "op of python": node("conv", op="__import__"),
     "shape": node("conv", shape=["batch", 4, 5, 6]),

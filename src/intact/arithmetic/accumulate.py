@@ -20,7 +20,10 @@ def accumulator_bounds(
 
     Args:
         weight_codes: integers, output channels along ``axis``.
-        zero_point: of the activation, whose codes lie in ``[qmin, qmax]``.
+        zero_point: of the activation.
+        qmin: its lowest code.
+        qmax: its highest code.
+        axis: of the output channels.
 
     >>> accumulator_bounds(torch.tensor([[1, -2]]), 0, 0, 255)
     tensor([510.], dtype=torch.float64)

@@ -36,8 +36,6 @@ def round_to_int(x: torch.Tensor, rounding: Rounding, *, inplace: bool = False) 
     # floor first: x + 0.5 would itself round for large x or for the float just below 0.5
     below = x.floor()
     fraction = x - below
-    if rounding is Rounding.HALF_UP:
-        up = fraction >= 0.5
-    else:
-        up = torch.where(x >= 0, fraction >= 0.5, fraction > 0.5)
+    tie_up = x >= 0 if rounding is Rounding.HALF_AWAY else torch.ones_like(x, dtype=torch.bool)
+    up = torch.where(tie_up, fraction >= 0.5, fraction > 0.5)
     return below + up.to(x.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -120,7 +121,7 @@ def batches(
                                fix="pass a list of batches, such as [x], or a DataLoader")
     console = Console(stderr=True)
     shown = console.is_terminal if progress is None else progress
-    total = len(data) if hasattr(data, "__len__") else None
+    total = length_hint(data) or None  # a loader over an iterable data set has a __len__ that raises
     with Progress(console=console, disable=not shown, transient=True) as bar:
         task = bar.add_task(title, total=total)
         for item in data:

@@ -109,7 +109,7 @@ def load(path: str | os.PathLike[str]) -> QModel:
         with _opened(path) as file:
             document, tensors = _read(file)
         q = decode(document, tensors)
-        check(q)
+        check(q, foreign=True)
         return q
     except ArtifactError as e:
         where = f"{path}: {e.where}" if e.where else str(path)

@@ -46,7 +46,7 @@ class QModel:
     opaque: Mapping[str, nn.Module] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
     example: Mapping[str, Tensor] | None = None
-    _cache: dict[str, Program] = field(default_factory=dict, repr=False)
+    _cache: dict[str, Program] = field(default_factory=dict, repr=False, init=False)
 
     @property
     def program(self) -> Program:

@@ -32,11 +32,12 @@ _WEIGHTED = frozenset({"conv", "linear"})
 _ACCUMULATORS = frozenset({"linear", "matmul", "mean"})  # may give the int32 accumulator itself
 
 
-def check(q: QModel) -> None:
+def check(q: QModel, *, foreign: bool = False) -> None:
     """Check that a model is whole, consistent, and cannot overflow.
 
     Args:
-        q: a model, from memory or from a file.
+        q: a model.
+        foreign: it comes from a file; see :func:`intact.engine.shapes.check_shapes`.
 
     Raises:
         ArtifactError: for the first rule that is broken; names the node, the edge or the tensor.
@@ -58,7 +59,7 @@ def check(q: QModel) -> None:
                 raise ArtifactError("no such node", where=f"binding {brief(name)}")
             _check_binding(q, nodes, nodes[name], binding)
         _check_params(q)
-        check_shapes(q)
+        check_shapes(q, foreign=foreign)
 
 
 # -- graph --------------------------------------------------------------------------------------

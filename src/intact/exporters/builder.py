@@ -156,8 +156,8 @@ class Builder:
         if all(isinstance(d, int) for d in shape):
             return self.const(f"{base}:shape", np.array(shape, np.int64))
         source = next(n.name for n in self.graph.inputs if n.shape and n.shape[0] == "batch")
-        size = self.op("Shape", [self.codes.get(source) if source not in self.floats else self.floats[source]],
-                       f"{base}:batch", start=0, end=1)
+        tensor = self.floats[source] if source in self.floats else self.codes[source]
+        size = self.op("Shape", [tensor], f"{base}:batch", start=0, end=1)
         parts: list[str] = []
         for i, d in enumerate(shape):
             if isinstance(d, int):

@@ -13,13 +13,13 @@ from intact.arithmetic import quantize
 from intact.errors import ExportError
 from intact.exporters.builder import Builder
 from intact.exporters.onnx_ops import MOVES, UNARY, avg_pool_attrs, conv_attrs, pad, resize_attrs
-from intact.exporters.runtime import run_model, wrap
+from intact.exporters.runtime import Array, run_model, wrap
 from intact.graph import Node
 from intact.kernels import KERNELS, UNARY_OPS, Binding
 from intact.kernels.base import activation_codes
-from intact.types import Accumulator
+from intact.types import QParams
 
-__all__ = ["emit_integer"]
+__all__ = ["emit_integer", "emit_table"]
 
 #: functions whose float kernel gives results that depend on the position in the buffer: never left to the runtime
 _POSITION_DEPENDENT = frozenset({"elu", "softplus", "mish"})
@@ -116,6 +116,10 @@ def _mean(b: Builder, n: Node, binding: Binding) -> None:
             total = b.op("Sub", [total, offset], f"{n.name}:centred")
         b.floats[n.name] = b.op("Mul", [total, b.const(f"{n.name}:factor", binding.output.scale)], f"{n.name}:mean")
         return
+    factor = float(q.scale / (binding.output.scale * float(count)))
+    if not 2.0**-32 <= factor < 256.0:
+        raise ExportError("the runtime refuses this average", where=n.path or n.name, got=f"factor {factor:g}",
+                          allowed="from 2**-32 to 256", fix="leave the module in float")
     rank = len(source.shape)
     plain = axes == list(range(2, rank)) and rank > 2
     x = b.values_of(n.inputs[0])
@@ -193,6 +197,31 @@ def _gather_table(b: Builder, n: Node, binding: Binding, codes: str) -> str:
     return b.op("Gather", [b.const(f"{n.name}:table", table), index], f"{n.name}:looked_up", name=n.name)
 
 
+def emit_table(b: Builder, n: Node, table: torch.Tensor) -> str:
+    """A function that stays in float and reads codes: the runtime's own if it gives the table bit for bit."""
+    source = n.inputs[0]
+    q = b.qparams[source]
+    small = Builder(b.graph, b.params, b.qparams, b.bindings)
+    storage = str(q.qtype.storage).removeprefix("torch.")
+    out = UNARY[n.op](small, n, small.dequantize("x", q, source))
+    codes = _every_code(q)
+    (found,) = run_model(wrap(small, {"x": (storage, [None])}, {out: ("float32", [None])}), {"x": codes})
+    if n.op not in _POSITION_DEPENDENT and np.array_equal(
+        found, table.numpy()[codes.astype(np.int64) - q.qtype.qmin], equal_nan=True
+    ):
+        return UNARY[n.op](b, n, b.values_of(source))
+    index = b.op("Cast", [b.codes_of(source)], f"{n.name}:index", to=TensorProto.INT32)
+    values = torch.roll(table, q.qtype.qmin) if q.qtype.qmin else table
+    return b.op("Gather", [b.const(f"{n.name}:table", values), index], f"{n.name}:looked_up", name=n.name)
+
+
+def _every_code(q: QParams) -> Array:
+    """All codes of an encoding, several times at different positions of the vector units."""
+    every = np.arange(q.qtype.qmin, q.qtype.qmax + 1)
+    codes = np.concatenate([every, every[:5], every[::-1], every[3:]])
+    return codes.astype(str(q.qtype.storage).removeprefix("torch."))
+
+
 def _gives_the_table(b: Builder, n: Node, binding: Binding) -> bool:
     """Run the float form on every code, at several positions of the vector units, and compare."""
     small = Builder(b.graph, b.params, b.qparams, b.bindings)
@@ -200,9 +229,9 @@ def _gives_the_table(b: Builder, n: Node, binding: Binding) -> bool:
     storage = str(q.qtype.storage).removeprefix("torch.")
     y = UNARY[n.op](small, n, small.dequantize("x", q, n.inputs[0]))
     out = small.clip_codes(small.quantize(y, binding.output, n.name), *activation_codes(binding), n.name)
-    every = np.arange(q.qtype.qmin, q.qtype.qmax + 1)
-    codes = np.concatenate([every, every[:5], every[::-1], every[3:]]).astype(storage)
-    model = wrap(small, {"x": (storage, [None])}, {out: (str(binding.output.qtype.storage).removeprefix("torch."), [None])})
+    codes = _every_code(q)
+    result = str(binding.output.qtype.storage).removeprefix("torch.")
+    model = wrap(small, {"x": (storage, [None])}, {out: (result, [None])})
     try:
         (found,) = run_model(model, {"x": codes})
     except (onnx.checker.ValidationError, ExportError):

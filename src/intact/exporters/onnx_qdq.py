@@ -17,9 +17,10 @@ from intact.errors import ExportError
 from intact.exporters.builder import Builder
 from intact.exporters.certificate import Certificate, certify
 from intact.exporters.onnx_float import emit_float, unsupported
-from intact.exporters.onnx_int import emit_integer
+from intact.exporters.onnx_int import emit_integer, emit_table
 from intact.exporters.runtime import wrap
 from intact.graph import FloatModel, Graph, Node
+from intact.simulation.program import value_tables
 from intact.types import QParams
 
 __all__ = ["build", "export_onnx", "float_onnx"]
@@ -46,8 +47,9 @@ def export_onnx(
         q: an integer model for target ``onnxruntime``.
         path: the file to write.
         data: named inputs to compare on; by default the calibration samples that the model kept, or random ones.
-        inputs, outputs: ``"float"``, or ``"codes"`` for integer tensors (scale and zero point stand in the
+        inputs: ``"float"``, or ``"codes"`` for integer tensors (scale and zero point stand in the
             model's metadata).
+        outputs: likewise.
         external_data: weights in a file of their own; by default above 1.8 GB.
 
     Raises:
@@ -59,7 +61,7 @@ def export_onnx(
     _check_exportable(q)
     model = build(q, inputs=inputs, outputs=outputs)
     external = external_data if external_data is not None else _size(model) > _EXTERNAL_ABOVE
-    with tempfile.TemporaryDirectory(dir=target.parent or Path(), prefix=".intact-") as folder:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".intact-") as folder:
         draft = Path(folder) / target.name
         _write(model, draft, external)
         onnx.checker.check_model(str(draft), full_check=True)
@@ -100,12 +102,15 @@ def _build(b: Builder, graph: Graph, inputs: IO, outputs: IO, edges: bool) -> on
     for node in graph:
         b._names.add(node.name)
     feeds: dict[str, tuple[str, list[Any]]] = {}
+    tables = value_tables(graph, b.bindings, b.qparams)
     for node in graph:
         b.path = node.path
         if node.op == "input":
             feeds[node.name] = _input(b, node, inputs)
         elif node.name in b.bindings:
             emit_integer(b, node, b.bindings[node.name])
+        elif node.name in tables:
+            b.floats[node.name] = emit_table(b, node, tables[node.name])
         else:
             b.floats[node.name] = emit_float(b, node, [b.float_of(i) for i in node.inputs])
     b.path = ""
@@ -223,9 +228,10 @@ def _describe(b: Builder, graph: Graph, model: onnx.ModelProto, inputs: IO, outp
 def _check_path(path: Path) -> None:
     if path.is_dir():
         raise ExportError("the output path is a directory", where=str(path), fix="give a file name")
-    folder = path.parent if str(path.parent) else Path()
+    folder = path.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ExportError("the output path cannot be written", where=str(path), fix="create the folder, or choose another")
+        raise ExportError("the output path cannot be written", where=str(path),
+                          fix="create the folder, or choose another")
 
 
 def _check_exportable(q: QModel) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from intact.graph.converter import Const, Converter, Edge, Value, handler
-from intact.graph.ir import Dim
 
 __all__ = ["pairs"]
 
@@ -251,7 +250,7 @@ def _linear_resize(c: Converter, x: Value, size: Any, align_corners: bool, *rest
     return c.emit("interpolate", [x], mode=mode, align_corners=align_corners, **_resize(c))
 
 
-def _resize(c: Converter) -> dict[str, list[Dim]]:
+def _resize(c: Converter) -> dict[str, Any]:
     before, after = c.shape_of()[2:], c.dims(c.fake().shape)[2:]
     if any(not isinstance(d, int) for d in (*before, *after)):
         raise c.error("interpolation of a dynamic size", got=(before, after))

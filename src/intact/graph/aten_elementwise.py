@@ -211,17 +211,17 @@ def _slice(c: Converter, x: Value, axis: int = 0, start: Any = None, end: Any = 
     shape = c.shape_of()
     axis = axis % len(shape)
     size = shape[axis]
-    start = start or 0
+    begin: Any = 0 if start is None else start
     whole = end is None or end == size or (isinstance(end, int) and end >= 2**62)
-    if whole and start == 0 and step == 1:
+    if whole and begin == 0 and step == 1:
         return x
-    if isinstance(start, str) or (isinstance(end, str) and not whole):
-        raise c.error("a slice that depends on the batch size", got=(start, end))
+    if isinstance(begin, str) or (isinstance(end, str) and not whole):
+        raise c.error("a slice that depends on the batch size", got=(begin, end))
     if isinstance(size, int):
-        start, end, step = slice(start, None if whole else end, step).indices(size)
+        begin, end, step = slice(begin, None if whole else end, step).indices(size)
     elif whole:
         end = 2**31 - 1
-    return c.emit("slice", [x], axis=axis, start=start, end=end, step=step)
+    return c.emit("slice", [x], axis=axis, start=begin, end=end, step=step)
 
 
 @handler("aten.select.int")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -145,8 +147,24 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     if kwargs:
         positional = dict(zip(names, shapes, strict=False))
         shapes = {**positional, **_batch_dims(kwargs, first.shape[0], dim)}
-    program = torch.export.export(model, args, dict(kwargs), dynamic_shapes=shapes)
-    return program.run_decompositions({})  # functional form: no in-place operation is left
+    with _quiet():
+        program = torch.export.export(model, args, dict(kwargs), dynamic_shapes=shapes)
+        functional: torch.export.ExportedProgram = program.run_decompositions({})  # no in-place operation is left
+        return functional
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export logs at length about modules that it refuses, and warns about itself; we report the reason."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, message=".*isinstance.treespec.*")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def capture_program(

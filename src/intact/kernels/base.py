@@ -48,8 +48,11 @@ class Binding:
 
 
 class Kernel(ABC):
-    """One operation on codes. ``kernel(xs, batch)`` takes integer codes or integer-valued floats and gives the
-    output codes in the same kind of carrier; both carriers give the same numbers (E1)."""
+    """One operation on codes.
+
+    ``kernel(xs, batch)`` takes integer codes or integer-valued floats and gives the output codes in the same kind
+    of carrier; both carriers give the same numbers (E1).
+    """
 
     def __init__(self, binding: Binding) -> None:
         self.binding = binding

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_ca
 from intact.kernels.functions import UNARY_OPS
 from intact.types import QParams
 
-__all__ = ["BinaryKernel", "LookupKernel", "all_codes", "look_up", "unary_table"]
+__all__ = ["BinaryKernel", "LookupKernel", "all_codes", "look_up", "unary_table", "value_table"]
 
 _BINARY = {"add": add_codes, "sub": sub_codes, "mul": mul_codes}
 _TABLE_BITS = 16  # two 8-bit operands: 65,536 entries, which stay in the second-level cache
@@ -35,6 +36,12 @@ def unary_table(binding: Binding) -> Tensor:
     y = UNARY_OPS[binding.op](x, binding.attrs).to(torch.float32)
     low, high = activation_codes(binding)
     return quantize(torch.nan_to_num(y), binding.output, binding.arithmetic).clamp_(low, high)
+
+
+def value_table(op: str, attrs: Mapping[str, Any], qx: QParams) -> Tensor:
+    """float32 value of a function at every code: exact, where float kernels differ in the last bits."""
+    x = dequantize(all_codes(qx), qx).to(torch.float64)
+    return UNARY_OPS[op](x, attrs).to(torch.float32)
 
 
 class LookupKernel(Kernel):

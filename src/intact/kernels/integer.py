@@ -45,6 +45,12 @@ def conv_int(
     Args:
         x: codes (batch, channels, *spatial).
         w: weights (out, channels / groups, *kernel).
+        zero: zero point of x, which also fills the padding.
+        stride: one per spatial axis, as are the following.
+        begin: padding before.
+        end: padding after.
+        dilation: distance of taps.
+        groups: groups of channels.
     """
     n = x.ndim - 2
     pads = [v for pair in zip(reversed(begin), reversed(end), strict=True) for v in pair]

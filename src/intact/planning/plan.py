@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from intact.graph import Graph
 from intact.targets import Target
@@ -18,7 +19,7 @@ class WeightSpec:
 
     qtype: QType
     granularity: Granularity
-    observer: str = "mse"
+    observer: Literal["minmax", "mse"] = "mse"
     bias_correction: bool = True
 
     def __str__(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 from intact.errors import PlanError
 from intact.graph import FloatModel, Graph, Node
@@ -16,6 +17,8 @@ from intact.types import PerChannel, PerTensor, QType
 
 __all__ = ["macs_of", "plan"]
 
+#: a constant that reaches below this is an additive attention mask
+MASK = -1e4
 _STRUCTURE = frozenset({"input", "constant"})
 
 
@@ -100,7 +103,7 @@ def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How]) -> dic
         for node in light:
             if node.name in reasons:
                 continue
-            ends = target.rules[node.op].output is not Output.FREE_OR_ACCUMULATOR
+            ends = target.rules[node.op].output is Output.FREE
             reason = _light_reason(node, graph, reasons, users[node.name], node.name in outputs, ends)
             if reason is not None:
                 reasons[node.name] = reason
@@ -119,17 +122,31 @@ def _own_reason(node: Node, model: FloatModel, target: Target, how: How) -> str 
         return f"computes {node.dtype}, not real numbers"
     if node.op not in target.rules:
         return f"target '{target.name}' has no integer kernel for {node.attrs.get('target', node.op)}"
+    masked = _adds_mask(node, model)
+    if masked:
+        return masked
     reason = target.rules[node.op].check(node, model.graph)
     if reason is None and any(not model.graph[i].dtype.startswith("float") for i in node.inputs):
         reason = "an operand is not a float tensor"
     return reason
 
 
+def _adds_mask(node: Node, model: FloatModel) -> str | None:
+    """An additive mask (-1e4 and below) would take all codes for itself."""
+    for name in node.inputs if node.op in ("add", "sub") else ():
+        source = model.graph[name]
+        if source.op == "constant":
+            value = model.params[source.params["value"]]
+            if value.is_floating_point() and value.numel() and float(value.min()) <= MASK:
+                return f"adds the mask '{name}'"
+    return None
+
+
 def _light_reason(node: Node, graph: Graph, reasons: Mapping[str, str], users: list[Node], is_output: bool,
                   loses: bool) -> str | None:
     """Why an operation without multiply-accumulates is better left in float, or None.
 
-    ``loses``: its output would be rounded to codes; an exact sum that stays an accumulator loses nothing.
+    ``loses``: its output would be rounded to codes; moved codes and an exact sum lose nothing.
     """
     sources = [graph[i] for i in node.inputs]
     if all(s.op == "constant" for s in sources):
@@ -144,7 +161,9 @@ def _light_reason(node: Node, graph: Graph, reasons: Mapping[str, str], users: l
     return None
 
 
-def _weights(model: FloatModel, decisions: Mapping[str, Decision], hows: Mapping[str, How], target: Target) -> dict[str, WeightSpec]:
+def _weights(
+    model: FloatModel, decisions: Mapping[str, Decision], hows: Mapping[str, How], target: Target
+) -> dict[str, WeightSpec]:
     specs: dict[str, tuple[WeightSpec, str]] = {}
     for node in model.graph:
         how = hows[node.name]
@@ -155,10 +174,10 @@ def _weights(model: FloatModel, decisions: Mapping[str, Decision], hows: Mapping
         if isinstance(granularity, PerChannel) and granularity.axis != 0:
             raise PlanError("weights are per output channel", where=node.path, got=str(granularity),
                             allowed="PerChannel(0)")
-        observer = how.weight_observer
-        if observer == "auto":
-            observer = "minmax" if how.weight_bits >= 8 else "mse"
-        spec = WeightSpec(qtype, granularity, observer, how.bias_correction)
+        chosen: Literal["minmax", "mse"] = "minmax" if how.weight_bits >= 8 else "mse"
+        if how.weight_observer != "auto":
+            chosen = how.weight_observer
+        spec = WeightSpec(qtype, granularity, chosen, how.bias_correction)
         name = node.params["weight"]
         if name in specs and specs[name][0] != spec:
             raise PlanError("two rules contradict each other on a shared weight", where=name,

@@ -6,9 +6,11 @@ import difflib
 import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from intact.errors import PlanError
 from intact.graph import MAC_OPS, Graph, Node
+from intact.observers import OBSERVERS
 from intact.types import Granularity, PerChannel
 
 __all__ = ["FLOAT", "Float", "How", "Quant", "Recipe", "Rule", "Where", "first", "last", "match_rules", "op", "path"]
@@ -79,6 +81,9 @@ class Float:
 FLOAT = Float()
 
 
+_PER_CHANNEL = PerChannel(0)
+
+
 @dataclass(frozen=True)
 class Quant:
     """How nodes are quantized.
@@ -100,10 +105,10 @@ class Quant:
 
     weight_bits: int = 8
     activation_bits: int = 8
-    weight_granularity: Granularity = PerChannel(0)
+    weight_granularity: Granularity = _PER_CHANNEL
     weight_symmetric: bool = True
     activation_symmetric: bool = False
-    weight_observer: str = "auto"
+    weight_observer: Literal["auto", "minmax", "mse"] = "auto"
     activation_observer: str = "mse"
     bias_correction: bool = True
 
@@ -112,6 +117,12 @@ class Quant:
             bits = getattr(self, name)
             if not isinstance(bits, int) or not 2 <= bits <= 16:
                 raise PlanError(f"{name} is out of range", got=bits, allowed="2 to 16", fix="use FLOAT for 32 bits")
+        if self.weight_observer not in ("auto", "minmax", "mse"):
+            raise PlanError("unknown weight observer", got=self.weight_observer, allowed="auto, minmax, mse")
+        if self.activation_observer not in OBSERVERS:
+            near = difflib.get_close_matches(self.activation_observer, OBSERVERS, n=1, cutoff=0.3)
+            raise PlanError("unknown activation observer", got=self.activation_observer,
+                            allowed=", ".join(OBSERVERS), fix=f"did you mean {near[0]!r}?" if near else None)
 
     def __str__(self) -> str:
         return f"W{self.weight_bits}A{self.activation_bits}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from intact.graph import Graph, Node
 from intact.planning.plan import Decision
-from intact.planning.recipe import Float, How, Quant, Recipe
+from intact.planning.recipe import How, Quant, Recipe
 from intact.targets import Output, Target
 from intact.types import Accumulator, Fixed, Free, Joined, QSpec, QType, Shared
 
@@ -90,7 +90,7 @@ def _joined(
             continue
         for name in dict.fromkeys(node.inputs):
             own = result.get(name)
-            alone = len(set(u.name for u in users[name])) == 1 and name not in outputs
+            alone = len({u.name for u in users[name]}) == 1 and name not in outputs
             if isinstance(own, Free) and alone and own.qtype == group.qtype and graph[name].op != "constant":
                 result[name] = Joined(node.name, own)
     return result

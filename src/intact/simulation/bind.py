@@ -151,7 +151,8 @@ def _mean_error(node: Node, weight: Tensor, quantized: QTensor, mean: Tensor | N
     groups = node.attrs["groups"]
     per_input = error.flatten(2).sum(2)  # (out, in / groups)
     grouped = per_input.unflatten(0, (groups, -1)) * mean.reshape(groups, 1, -1)
-    return grouped.sum(2).flatten()
+    total: Tensor = grouped.sum(2).flatten()
+    return total
 
 
 def _accumulator_params(graph: Graph, node: Node, inputs: tuple[QParams, ...], weight: QTensor | None) -> QParams:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from intact.graph import Graph, Node
 from intact.graph.float_model import last_uses
 from intact.graph.ir import fill_template
 from intact.graph.signature import Signature, check_inputs
-from intact.kernels import Kernel
+from intact.kernels import UNARY_OPS, Kernel
+from intact.kernels.elementwise import look_up, value_table
 from intact.types import QParams
 
-__all__ = ["Program"]
+__all__ = ["Program", "value_tables"]
 
 FloatStep = Callable[[Node, list[Tensor], int], Tensor]
 
@@ -41,6 +43,11 @@ class Program:
     qparams: Mapping[str, QParams]
     arithmetic: Arithmetic
     float_step: FloatStep
+
+    @cached_property
+    def tables(self) -> dict[str, Tensor]:
+        """float32 tables of the functions that stay in float and read codes."""
+        return value_tables(self.graph, self.kernels, self.qparams)
 
     def run(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, integer: bool) -> Any:
         """Outputs in the user's structure, in float."""
@@ -74,6 +81,8 @@ class Program:
                 elif node.name in self.kernels:
                     xs = [state.codes_of(i) for i in node.inputs]
                     state.store(node.name, self.kernels[node.name](xs, batch))
+                elif node.name in self.tables:
+                    state.floats[node.name] = state.look_up(node.name, node.inputs[0])
                 else:
                     values = [state.float_of(i) for i in node.inputs]
                     state.floats[node.name] = self.float_step(node, values, batch)
@@ -82,6 +91,22 @@ class Program:
                 for name in dying.get(node.name, ()):
                     state.free(name)
             return {name: state.float_of(name) for name in self.graph.outputs}
+
+
+def value_tables(
+    graph: Graph, integer: Container[str], qparams: Mapping[str, QParams]
+) -> dict[str, Tensor]:
+    """Tables of float functions whose operand comes in codes of at most 8 bits from an integer operation.
+
+    What such a function gives depends on the code alone, so it can be the same number on every machine.
+    """
+    found = {}
+    for node in graph:
+        if node.op in UNARY_OPS and node.name not in integer and node.inputs[0] in integer:
+            q = qparams[node.inputs[0]]
+            if q.qtype.bits <= 8:
+                found[node.name] = value_table(node.op, node.attrs, q)
+    return found
 
 
 class _State:
@@ -103,6 +128,10 @@ class _State:
         if name not in self.floats:
             self.floats[name] = dequantize(self.codes[name], self.program.qparams[name])
         return self.floats[name]
+
+    def look_up(self, name: str, source: str) -> Tensor:
+        codes, qmin = self.codes_of(source), self.program.qparams[source].qtype.qmin
+        return look_up(self.program.tables[name].to(codes.device), codes.to(torch.int32) - qmin)
 
     def store(self, name: str, codes: Tensor) -> None:
         self.codes[name] = codes

@@ -23,9 +23,9 @@ def _bounds(node: Node) -> list[float] | None:
 
 
 class FuseActivation(Pass):
-    """``relu(conv(x))`` is a convolution whose output lies in [0, inf): with a zero point at the lowest code
-    the saturation of the output is the activation, and costs nothing.
+    """``relu(conv(x))`` is a convolution whose output lies in [0, inf).
 
+    With a zero point at the lowest code the saturation of the output is the activation, and costs nothing.
     Only where the activation alone reads its operand. The edge keeps the activation's name.
     """
 
@@ -54,7 +54,7 @@ class FuseActivation(Pass):
         """No activation that could be folded is left."""
         users, outputs = model.graph.consumers(), set(model.graph.outputs)
         for node in model.graph:
-            if _bounds(node) and model.graph[node.inputs[0]].op in _PRODUCERS:
-                if len(users[node.inputs[0]]) == 1 and node.inputs[0] not in outputs:
-                    return node.name
+            alone = _bounds(node) and len(users[node.inputs[0]]) == 1 and node.inputs[0] not in outputs
+            if alone and model.graph[node.inputs[0]].op in _PRODUCERS:
+                return node.name
         return None

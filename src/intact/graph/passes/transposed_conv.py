@@ -113,7 +113,8 @@ def _rewrite(model: FloatModel, node: Node, shape: tuple[Dim, ...], params: dict
     folded = {"activation": a["activation"]} if "activation" in a else {}
     conv = replace(
         node, name=f"{node.name}/conv", op="conv", params=roles,
-        attrs={**folded, "stride": [1] * n, "pad_begin": [x["begin"] for x in axes], "pad_end": [x["end"] for x in axes],
+        attrs={**folded, "stride": [1] * n, "pad_begin": [x["begin"] for x in axes],
+               "pad_end": [x["end"] for x in axes],
                "dilation": [x["dilation"] for x in axes], "groups": groups},
     )
     return [conv, *_interleave(node, shape[0], channels, stride, axes)]

@@ -6,6 +6,10 @@ Measured with onnxruntime 1.31: which QDQ groups the session fuses into integer 
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
 from intact.arithmetic import Arithmetic, BinaryRule, PoolRule, Rounding
 from intact.graph import Graph, Node
 from intact.kernels import UNARY_OPS
@@ -38,15 +42,27 @@ def _mean(node: Node, graph: Graph) -> str | None:
 
 
 def _avg_pool(node: Node, graph: Graph) -> str | None:
-    if node.attrs["ceil_mode"] and node.attrs["count_include_pad"] and any(node.attrs["padding"]):
-        return "windows beyond the padding are counted differently by the runtime"
+    if node.attrs["ceil_mode"] and node.attrs["count_include_pad"]:
+        return "the runtime divides windows that stick out by the whole window"
     return None
 
 
 def _binary(node: Node, graph: Graph) -> str | None:
-    return "an operand is not a float tensor" if any(
-        not graph[i].dtype.startswith("float") for i in node.inputs
-    ) else None
+    """QLinearAdd's order of operations depends on the layout if its left operand broadcasts, or all is one number."""
+    if graph[node.inputs[0]].shape != node.shape:
+        return "both operands broadcast"
+    if math.prod(d for d in node.shape if isinstance(d, int)) == 1:
+        return "a single number per sample"
+    return None
+
+
+def _interpolate(node: Node, graph: Graph) -> str | None:
+    if node.attrs["mode"] != "bilinear":
+        return f"no exact form of {node.attrs['mode']} interpolation"
+    for source, size in zip(node.attrs["source"], node.attrs["size"], strict=True):
+        if math.floor(source * float(np.float32(size / source))) != size:
+            return "the runtime would round the size of this scale factor differently"
+    return None
 
 
 def _max_pool(node: Node, graph: Graph) -> str | None:
@@ -56,10 +72,11 @@ def _max_pool(node: Node, graph: Graph) -> str | None:
 RULES: dict[str, OpRule] = {
     "conv": OpRule("QLinearConv", check=_static_channels, macs=True),
     "linear": OpRule("QGemm", Output.FREE_OR_ACCUMULATOR, macs=True),
-    "matmul": OpRule("QLinearMatMul", Output.FREE_OR_ACCUMULATOR, check=_binary, macs=True),
+    "matmul": OpRule("QLinearMatMul", Output.FREE_OR_ACCUMULATOR, macs=True),
     "add": OpRule("QLinearAdd", check=_binary),
-    "mul": OpRule("QLinearMul", check=_binary),
-    "sub": OpRule("", check=_binary),
+    "mul": OpRule("QLinearMul"),
+    "sub": OpRule(""),
+    "interpolate": OpRule("", check=_interpolate),
     "concat": OpRule("QLinearConcat"),
     "mean": OpRule("QLinearGlobalAveragePool", Output.FREE_OR_ACCUMULATOR, check=_mean),
     "avg_pool": OpRule("QLinearAveragePool", check=_avg_pool),

@@ -1,0 +1,67 @@
+"""Time of the simulated (QFloat) model against the eager float module, both in PyTorch on one thread."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from _common import arguments, emit, images, interleaved, log, median, network, ratio, shape
+
+import intact.api as intact
+
+LIMIT = 1.5
+NETWORKS = ("resnet18", "mobilenet_v2", "vgg16")
+
+
+def prepared(net: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
+    """A calibrated QFloat model."""
+    fm = intact.capture(net, x)
+    return intact.calibrate(intact.prepare(fm, intact.plan(fm)), [x], progress=False)
+
+
+def hottest(model: torch.nn.Module, x: torch.Tensor, rows: int = 8) -> dict[str, float]:
+    """Share of the time that each PyTorch operator takes, the largest first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as trace, torch.no_grad():
+        model(x)
+    events = sorted(trace.key_averages(), key=lambda e: -e.self_cpu_time_total)
+    total = sum(e.self_cpu_time_total for e in events)
+    return {e.key: e.self_cpu_time_total / total for e in events[:rows]}
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
+    parser.add_argument("--batches", nargs="*", type=int, default=[1, 8])
+    parser.add_argument("--repeats", type=int, default=7)
+
+
+def main() -> None:
+    args = arguments(__doc__, options)
+    names, sizes = (["resnet18"], [1]) if args.quick else (args.networks, args.batches)
+    results: dict[str, dict[str, object]] = {}
+    targets: dict[str, tuple[float, float]] = {}
+    for name in names:
+        net = network(name)
+        simulated = prepared(net, images(4, shape(name)))
+        wide = sorted(n for n, k in simulated.program.kernels.items()  # type: ignore[attr-defined]
+                      if getattr(k, "carrier", torch.float32) == torch.float64)
+        for size in sizes:
+            x = images(size, shape(name), seed=1)
+            repeats = args.repeats if size == 1 else max(3, args.repeats // 2)
+            with torch.no_grad():
+                seconds = interleaved({"float": lambda: net(x), "qfloat": lambda: simulated(x)}, repeats, warmup=2)
+            found = ratio(seconds["qfloat"], seconds["float"])
+            log(f"{name}, batch {size}: {found:.2f}")
+            results[f"{name}/batch{size}"] = {
+                "float_ms": median(seconds["float"]) * 1e3, "qfloat_ms": median(seconds["qfloat"]) * 1e3,
+                "qfloat_over_float": found, "float64_layers": wide, "operators": hottest(simulated, x),
+                "operators_of_float": hottest(net, x),
+            }
+            targets[f"{name}/batch{size}: qfloat / float"] = (found, LIMIT)
+    emit("qfloat", {"networks": names, "batches": sizes, "repeats": args.repeats, "clock": "process CPU time"},
+         results, targets)
+
+
+if __name__ == "__main__":
+    main()
