@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## quantize a small network and print the report
-	$(BIN)/intact demo
+	$(BIN)/intact demo --out build/demo
 
 test: $(STAMP) ## the fast suite: every example in the docstrings, then the tests
 	$(PYTEST) -n $(JOBS) --doctest-modules src/intact

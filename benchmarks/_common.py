@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import platform
+import random
 import resource
 import statistics
 import sys
@@ -68,12 +69,16 @@ def images(count: int, size: Sequence[int], seed: int = 0) -> torch.Tensor:
 def interleaved(
     runs: dict[str, Callable[[], Any]], repeats: int, *, warmup: int = 1, clock: Clock = time.process_time
 ) -> dict[str, list[float]]:
-    """Seconds of every run, one after the other in turns, so that a busy machine disturbs all alike."""
+    """Seconds of every run, in turns, so that a busy machine disturbs all alike.
+
+    The order within a turn is drawn anew each time: what ran before decides what the caches hold.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    draw = random.Random(0)
     for turn in range(warmup + repeats):
-        for name, run in runs.items():
+        for name in draw.sample(list(runs), len(runs)):
             start = clock()
-            run()
+            runs[name]()
             spent = clock() - start
             if turn >= warmup:
                 seconds[name].append(spent)

@@ -7,6 +7,7 @@ optimisations, and take turns.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import tempfile
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from _common import arguments, emit, images, interleaved, log, median, network, ratio, shape
 
@@ -56,6 +58,27 @@ def quantize_with_runtime(source: Path, target: Path, data: list[np.ndarray]) ->
 def kernels(path: Path) -> dict[str, int]:
     """Node counts of the optimised graph, by operator."""
     return dict(sorted(Counter(n.op_type for n in optimised_nodes(path)).items()))
+
+
+def spent(path: Path, name: str, runs: int = 20) -> dict[str, float]:
+    """Milliseconds of one run by operator, as ONNX Runtime's own profiler sees them (median over runs)."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level, options.enable_profiling = 1, 3, True
+    options.profile_file_prefix = str(path.with_suffix(".profile"))
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: images(1, shape(name), seed=1).numpy()}
+    for _ in range(runs):
+        session.run(None, feed)
+    trace = Path(session.end_profiling())
+    by_node: dict[tuple[str, str], list[float]] = {}
+    for event in json.loads(trace.read_text()):
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            by_node.setdefault((event["args"]["op_name"], event["name"]), []).append(event["dur"] / 1e3)
+    trace.unlink()
+    total: Counter[str] = Counter()
+    for (kind, _), durations in by_node.items():
+        total[kind] += median(durations)  # type: ignore[assignment]
+    return dict(total.most_common())
 
 
 def make(name: str, folder: Path, *, rival: bool) -> dict[str, Path]:
@@ -111,6 +134,7 @@ def main() -> None:
             found: dict[str, Any] = {f"{k}_bytes": p.stat().st_size for k, p in files.items()}
             if name in speed:
                 found |= race(files, name, repeats)
+                found["operators_ms"] = {k: spent(p, name) for k, p in files.items()}
                 found["nodes"] = {k: kernels(p) for k, p in files.items()}
                 targets[f"{name}: intact / runtime, time"] = (found["intact_over_runtime"], SPEED_LIMIT)
             if name in sizes:

@@ -19,7 +19,7 @@ from intact.errors import CalibrationError, ExportError
 from intact.exporters import Certificate, export_onnx, float_onnx, latencies
 from intact.graph import FloatModel
 from intact.graph.capture import normalise_example
-from intact.graph.passes import DEFAULT_PASSES, transform
+from intact.graph.passes import DEFAULT_PASSES, repeated_passes, transform
 from intact.graph.signature import split_batch
 from intact.planning import Recipe, plan
 from intact.simulation import prepare
@@ -161,7 +161,7 @@ def compare(
     32
     """
     first, data = _first_inputs(net, data)
-    model = capture(net, first)
+    model = transform(_graph.capture(net, first), repeated_passes(q.info.get("equalization", {})))
     measured, sizes = _measure(model, q) if latency else (None, None)
     return compare_models(model, q, data, metric=metric, latency=measured, sizes=sizes, progress=progress)
 

@@ -34,6 +34,7 @@ def net():
     return torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
 
 ready = net()
+other = torch.nn.Linear(6, 3)
 needs = lambda width: net()
 number = 3
 recipe = intact.Recipe(rules=(intact.Rule(intact.path("0"), intact.FLOAT),))
@@ -177,7 +178,7 @@ def test_export(integer: Path) -> None:
     assert (session.get_inputs()[0].type, session.get_outputs()[0].type) == ("tensor(uint8)", "tensor(uint8)")
 
 
-@pytest.mark.parametrize(("batch", "dynamic"), [(3, True), (5, False)])
+@pytest.mark.parametrize(("batch", "dynamic"), [(3, True), (1, False)])
 def test_exported_program(folder: Path, batch: int, dynamic: bool) -> None:
     program("net.pt2", batch, dynamic)
     assert "QGemm" in run("plan", "net.pt2").out
@@ -225,7 +226,7 @@ def test_rule_that_matches_nothing(folder: Path) -> None:
 
 def test_unknown_observer(folder: Path) -> None:
     text = refused("quantize", "cli_models:net", "x.npy", "-o", "net.intact", "--observer", "msee")
-    assert "nearest: mse" in text
+    assert "PlanError" in text and "got:     msee" in text and "mse'" in text
 
 
 def test_target_without_the_bits(folder: Path) -> None:
@@ -268,6 +269,12 @@ def test_fixed_batch_that_does_not_divide(folder: Path) -> None:
     text = refused("quantize", "net.pt2", "x.npy", "-o", "net.intact")
     assert "got:     20" in text and "a multiple of 3" in text
     assert "leave the shape out" in refused("plan", "net.pt2", "3x6")
+
+
+def test_fixed_batch_is_quantized_but_not_compared(folder: Path) -> None:
+    program("net.pt2", 5, dynamic=False)
+    assert run("quantize", "net.pt2", "x.npy", "-o", "net.intact").code == 0
+    assert "got:     a batch of 5" in refused("compare", "net.pt2", "net.intact", "x.npz")
 
 
 # -- errors: of data --------------------------------------------------------------------------------
@@ -343,7 +350,8 @@ def test_artefacts_that_are_none(integer: Path) -> None:
     Path("text.intact").write_text("no model")
     assert "ArtifactError" in refused("export", "text.intact", "net.onnx")
     assert "ArtifactError" in refused("compare", "cli_models:net", "gone.intact", "x.npy")
-    assert "another structure" in refused("compare", "cli_models:Two", "net.intact", "two.npz")
+    assert "another structure" in refused("compare", "cli_models:other", "net.intact", "x.npy")
+    assert "allowed: input" in refused("compare", "cli_models:Two", "net.intact", "two.npz")
     assert "allowed: .onnx" in refused("export", "net.intact", "net.txt")
     assert "an output has no codes" in refused("export", "net.intact", "net.onnx", "--outputs", "codes")
 

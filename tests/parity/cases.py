@@ -55,10 +55,10 @@ MAP: Shape = (3, 9, 11)  # a feature map with odd sizes
 case("conv1d", "conv", (6, 17))(lambda: Fan(
     nn.Conv1d(6, 5, 3), nn.Conv1d(6, 8, 5, stride=2, padding=2), nn.Conv1d(6, 16, 2, dilation=3),
     nn.Conv1d(6, 6, 3, groups=6, padding=1), nn.Conv1d(6, 9, 3, groups=3, bias=False),
-    nn.Conv1d(6, 7, 4, padding="same"), nn.Sequential(nn.Conv1d(6, 33, 1), nn.ReLU())))
+    nn.Conv1d(6, 7, 5, padding="same", dilation=2), nn.Sequential(nn.Conv1d(6, 33, 1), nn.ReLU())))
 case("conv2d", "conv", MAP)(lambda: Fan(
     nn.Conv2d(3, 5, 3), nn.Conv2d(3, 8, (3, 5), stride=(2, 1), padding=(1, 2)), nn.Conv2d(3, 16, 2, dilation=(1, 2)),
-    nn.Conv2d(3, 7, 4, padding="same"), nn.Conv2d(3, 1, 1), nn.Conv2d(3, 33, 3, padding=2, bias=False),
+    nn.Conv2d(3, 7, (3, 5), padding="same"), nn.Conv2d(3, 1, 1), nn.Conv2d(3, 33, 3, padding=2, bias=False),
     nn.Conv2d(3, 4, (9, 11))))
 case("conv2d with groups", "conv", (16, 7, 7))(lambda: Fan(
     nn.Conv2d(16, 16, 3, groups=16, padding=1), nn.Conv2d(16, 32, 3, groups=16, stride=2, padding=1),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +54,7 @@ class Between(nn.Module):
 def with_dyadic_weights(net: nn.Module) -> nn.Module:
     """Every weight a multiple of a power of two that is its channel's scale: sums of products are often ties."""
     with torch.no_grad():
-        for name, p in net.named_parameters():
+        for p in net.parameters():
             if p.ndim < 2:
                 p.copy_(torch.randint(-64, 65, p.shape) / 32)
                 continue

@@ -21,7 +21,7 @@ from intact.errors import CalibrationError, IntactError, NonFiniteError
 from intact.graph import FloatModel
 from intact.graph.capture import capture
 from intact.graph.ir import Node, fill_template
-from intact.graph.passes import DEFAULT_PASSES, transform
+from intact.graph.passes import repeated_passes, transform
 from intact.graph.signature import check_inputs, split_batch
 
 __all__ = ["compare_models"]
@@ -203,7 +203,8 @@ class _Score:
 
 def _float_model(net: nn.Module | FloatModel, q: QModel, example: Any) -> FloatModel:
     """The captured float model, whose edges must be those of ``q``."""
-    model = net if isinstance(net, FloatModel) else transform(capture(net, example), DEFAULT_PASSES)
+    model = net if isinstance(net, FloatModel) else transform(
+        capture(net, example), repeated_passes(q.info.get("equalization", {})))
     mine, theirs = list(model.graph), list(q.graph)
     for a, b in zip(mine, theirs, strict=False):
         if (a.name, a.op, a.inputs, a.shape) != (b.name, b.op, b.inputs, b.shape):

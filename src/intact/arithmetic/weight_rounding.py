@@ -30,14 +30,17 @@ def quantize_kernel_weight(weight: Tensor, qparams: QParams) -> QTensor:
         return nearest
     scale, zero = qparams.broadcast(weight.ndim)
     exact = weight.detach().to(torch.float64) / scale.to(torch.float64) + zero
-    codes = nearest.codes.to(torch.float64).flatten(2)
-    error = codes - exact.flatten(2)
+    codes = nearest.codes.to(torch.float32).flatten(2)
+    error = (codes - exact.flatten(2)).to(torch.float32)
     error = torch.where(error.abs() <= 0.5, error, torch.zeros_like(error))  # clipped codes take no part
     steps = error.sum(2, keepdim=True).round()
-    # rank of every tap by its error in the direction of the sum; the first |steps| of them are moved back
-    order = torch.argsort(error * steps.sign(), dim=2, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(2, order, torch.arange(taps, device=order.device).expand_as(order))
-    moved = codes - steps.sign() * (rank < steps.abs())
+    direction = steps.sign()
+    directed = error * direction
+    for step in range(int(steps.abs().max())):  # a few rounds: the sum of n errors is about sqrt(n / 12)
+        worst = directed.argmax(2, keepdim=True)
+        move = torch.where(steps.abs() > step, direction, torch.zeros_like(direction))
+        codes.scatter_add_(2, worst, -move)
+        directed.scatter_(2, worst, -1.0)  # each code moves once
     q = qparams.qtype
-    moved = moved.clamp(q.qmin, q.qmax).reshape(weight.shape)
+    moved = codes.clamp(q.qmin, q.qmax).reshape(weight.shape)
     return QTensor(moved.to(q.storage), qparams)

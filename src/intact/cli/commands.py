@@ -251,6 +251,8 @@ def _wrote(file: Path) -> str:
 
 def _measured(fm: FloatModel, q: QModel) -> tuple[Latency | None, Sizes | None]:
     """Of both models in the runtime; nothing where one of them has no ONNX form."""
+    if [(n.name, n.shape) for n in fm.graph.inputs] != [(n.name, n.shape) for n in q.graph.inputs]:
+        return None, None  # another model: the comparison will say so
     with tempfile.TemporaryDirectory() as folder:
         integer = Path(folder) / "integer.onnx"
         try:

@@ -25,8 +25,6 @@ _TEST = 360  # of 1,797 images
 class _DigitNet(nn.Module):
     """A small residual network for 8x8 images of digits."""
 
-    __module__ = "digits"  # as a user's: capture takes a module of intact's own for a quantized one
-
     def __init__(self) -> None:
         super().__init__()
         self.stem = _conv_bn(1, 32, 1)

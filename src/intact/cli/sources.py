@@ -176,7 +176,9 @@ def open_data(text: str, model: Source, batch_size: int, *, labelled: bool = Fal
         _refuse_missing(Path(text), CalibrationError)
         choose = _npy if suffix == ".npy" else _npz
         inputs, labels = choose(Path(text), model, key, labelled)
-        return _batches(inputs, labels, model, batch_size, text)
+        _check_arrays(inputs, labels, text)
+        size = _fixed_batch(model, len(next(iter(inputs.values()))), text, labelled) or batch_size
+        return _Arrays(inputs, labels, size)
     _refuse_file(text, CalibrationError, ".npy, .npz, or package.module:factory")
     data = python_object(text, CalibrationError, Iterable)
     if isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, Iterable):
@@ -235,7 +237,7 @@ class _Arrays:
             yield item if self.labels is None else (item, torch.from_numpy(self.labels[rows].astype(np.int64)))
 
 
-def _batches(inputs: Mapping[str, Array], labels: Array | None, model: Source, size: int, text: str) -> _Arrays:
+def _check_arrays(inputs: Mapping[str, Array], labels: Array | None, text: str) -> None:
     for name, array in inputs.items():
         where = f"{text}[{name!r}]" if name else text
         if not array.ndim or not len(array):
@@ -255,19 +257,20 @@ def _batches(inputs: Mapping[str, Array], labels: Array | None, model: Source, s
     if len(lengths) > 1:
         raise CalibrationError("arrays have different numbers of samples", where=text, got=sorted(lengths),
                                fix="the first axis counts samples")
-    return _Arrays(inputs, labels, _fixed_batch(model, lengths.pop(), text) or size)
 
 
-def _fixed_batch(model: Source, samples: int, text: str) -> int | None:
+def _fixed_batch(model: Source, samples: int, text: str, compared: bool) -> int | None:
     """The batch that a program was exported with, if it is fixed."""
     first = model.graph.inputs[0].shape[:1] if isinstance(model, FloatModel) and model.graph.inputs else ()
-    if not first or not isinstance(first[0], int):
-        return None
-    if samples % first[0]:
+    size = first[0] if first and isinstance(first[0], int) else None
+    fix = "export it with dynamic_shapes={...: {0: torch.export.Dim('batch')}}"
+    if size and samples % size:
         raise CalibrationError("the program's batch is fixed, and does not divide the number of samples", where=text,
-                               got=samples, allowed=f"a multiple of {first[0]}",
-                               fix="export it with dynamic_shapes={...: {0: torch.export.Dim('batch')}}")
-    return first[0]
+                               got=samples, allowed=f"a multiple of {size}", fix=fix)
+    if size and size > 1 and compared:  # a report would count each batch as one sample
+        raise CalibrationError("the program's batch is fixed, so that samples cannot be compared one by one",
+                               got=f"a batch of {size}", allowed="a free batch, or one of 1", fix=fix)
+    return size
 
 
 def _npy(file: Path, model: Source, key: str | None, labelled: bool) -> tuple[dict[str, Array], None]:

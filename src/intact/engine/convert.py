@@ -51,6 +51,7 @@ def _info(qfloat: QFloatModel) -> dict[str, Any]:
         "rejections": [[r.name, r.path, r.op, r.reason] for r in plan.rejections],
         "coverage": {"macs": cover.macs, "integer_macs": cover.integer_macs, "weight_bytes": cover.weight_bytes,
                      "integer_weight_bytes": cover.integer_weight_bytes},
+        "equalization": {k: list(v) for k, v in qfloat.float_model.equalization.items()},
         "notes": [list(n) for n in (*plan.notes, *qfloat.bound.notes)],
         "versions": {"torch": torch.__version__.split("+")[0]},
     }

@@ -23,7 +23,7 @@ _LARGEST = 2**31 - 1  # of a dimension, a stride, ...
 _ELEMENTS = 2**40  # of a tensor, per sample
 DTYPES = frozenset({"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"})
 _DIM = re.compile(r"(?:[1-9]\d{0,8}\*)?batch", re.ASCII)
-_ATEN = re.compile(r"aten\.([a-zA-Z]\w*|_to_copy)\.(\w+)", re.ASCII)
+_ATEN = re.compile(r"aten\.([a-zA-Z]\w*|_to_copy)\.(?!prim|_)(\w+)", re.ASCII)  # prim: of TorchScript
 #: pure functions without torch's tags "core" and "pointwise"; others read files, write memory, or crash on odd sizes
 _PURE = frozenset(re.findall(r"\w+", """
     adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d addbmm addmv
@@ -40,6 +40,7 @@ _PURE = frozenset(re.findall(r"\w+", """
     unsafe_chunk unsafe_split unsafe_split_with_sizes upsample_bicubic2d upsample_linear1d upsample_nearest1d
     upsample_nearest3d upsample_trilinear3d var_mean view_as vsplit vstack zeros_like
 """))
+_FILLS = frozenset({"zeros", "ones", "full"})  # as an LSTM makes its first state
 _IMPURE = re.compile(r"_$|backward|empty|rand|dropout|bernoulli|normal|as_strided|file")
 _TENSORS = frozenset({"Tensor", "List[Tensor]"})
 _OVERLOAD = type(torch.ops.aten.relu.default)
@@ -149,7 +150,7 @@ OPS: dict[str, OpSchema] = {
     "permute": OpSchema(attrs={"axes": _AXES}),
     "slice": OpSchema(attrs={"axis": _AXIS, "start": _INDEX, "end": _INDEX, "step": _COUNT}),
     "index_select": OpSchema(attrs={"axis": _AXIS, "indices": _INDICES}),
-    "aten": OpSchema(1, _LIST_LIMIT, attrs={"target": _ANY, "args": _ANY, "kwargs": _ANY, "index": _ANY}),
+    "aten": OpSchema(0, _LIST_LIMIT, attrs={"target": _ANY, "args": _ANY, "kwargs": _ANY, "index": _ANY}),
     **{op: OpSchema(attrs=_UNARY.get(op, {})) for op in UNARY_OPS},
 }
 
@@ -203,8 +204,7 @@ def _check_aten(node: Node, where: str) -> None:
     op = getattr(getattr(torch.ops.aten, match[1], None), match[2], None) if match else None
     schema = _schema(op)
     returns = [str(r.type) for r in schema.returns] if schema else []
-    takes = {str(a.type) for a in schema.arguments} if schema else set()
-    if schema is None or schema.is_mutable or not returns or not {*returns} <= _TENSORS or not takes & _TENSORS:
+    if schema is None or schema.is_mutable or not returns or not {*returns} <= _TENSORS:
         raise ArtifactError("not an operation that may be run by name", where=where, got=brief(target),
                             allowed="public aten functions that make tensors and change nothing",
                             fix="write this part of the model with other operations")
@@ -212,8 +212,11 @@ def _check_aten(node: Node, where: str) -> None:
     if not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping) or len(args) > len(kinds) \
             or not set(kwargs) <= set(kinds):
         raise ArtifactError("arguments are wrong", where=where, got=brief(kwargs), allowed=", ".join(kinds))
-    given = [*zip(kinds.values(), args, strict=False), *((kinds[k], v) for k, v in kwargs.items())]
-    if not all(_suits(v, kind, node) for kind, v in given) or not any(_refers(v) for _, v in given):
+    given = {**dict(zip(kinds, args, strict=False)), **kwargs}
+    needed = {a.name for a in schema.arguments if not a.has_default_value()}
+    size = [d if isinstance(d, int) else {"dim": d} for d in node.shape]  # of a tensor made from nothing
+    bounded = any(map(_refers, given.values())) or (target.split(".")[1] in _FILLS and given.get("size") == size)
+    if not needed <= set(given) or not bounded or not all(_suits(v, kinds[k], node) for k, v in given.items()):
         raise ArtifactError("an argument is wrong", where=where, got=brief((args, kwargs)), allowed=str(schema)[:200])
     if (index is None) != (returns == ["Tensor"]) or not (index is None or _whole(0, _LIST_LIMIT)(index)):
         raise ArtifactError("the index of a result is wrong", where=where, got=brief(index))
@@ -225,7 +228,7 @@ def _schema(op: object) -> Any:
         return None
     name = op.name().removeprefix("aten::").partition(".")[0]
     tagged = torch.Tag.core in op.tags or torch.Tag.pointwise in op.tags
-    if not (tagged or name in _PURE) or _IMPURE.search(name):
+    if not (tagged or name in _PURE or name in _FILLS) or _IMPURE.search(name):
         return None
     try:
         _, schemas = get_signature_for_torch_op(op, return_schemas=True)
@@ -242,8 +245,9 @@ def _refers(value: Any) -> bool:
 
 
 def _suits(value: Any, kind: str, node: Node) -> bool:
-    """Whether an argument has the type that torch declares. An enum (a device, a layout, a memory format) must be
-    left out: torch takes any integer for one, and crashes on it.
+    """Whether an argument has the type that torch declares.
+
+    An enum (a device, a layout, a memory format) must be left out: torch takes any integer for one, and crashes on it.
     """
     if kind.startswith("Optional["):
         return value is None or _suits(value, kind[9:-1], node)

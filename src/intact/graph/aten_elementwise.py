@@ -225,7 +225,7 @@ def _slice(c: Converter, x: Value, axis: int = 0, start: Any = None, end: Any = 
 
 
 @handler("aten.select.int")
-def _select(c: Converter, x: Value, axis: int, index: int) -> Value:
+def _select(c: Converter, x: Value, axis: int, index: Any) -> Value:
     shape = list(c.shape_of())
     axis = axis % len(shape)
     size = shape[axis]

@@ -54,6 +54,7 @@ def capture(model: nn.Module, example_inputs: Any) -> FloatModel:
     args, kwargs = normalise_example(example_inputs)
     args, kwargs = _at_least_two(args), _at_least_two(kwargs)
     with evaluation_mode(model), torch.no_grad():
+        _try_out(model, args, kwargs)
         try:
             program = _export(model, args, kwargs)
             return capture_program(program, (args, kwargs), model)
@@ -63,6 +64,26 @@ def capture(model: nn.Module, example_inputs: Any) -> FloatModel:
             fm = capture_program(program, (args, kwargs), model, {p: m for p, (m, _) in opaque.items()})
     notes = tuple((path, f"could not be captured, one float call: {why}") for path, (_, why) in opaque.items())
     return FloatModel(fm.graph, fm.params, fm.signature, fm.example, fm.opaque, (*fm.notes, *notes))
+
+
+def _try_out(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Call the model once on a sample or two: what is wrong with the inputs is said in plain words."""
+    try:
+        model(*_first_two(args), **_first_two(kwargs))
+    except CAPTURE_FAILURES as error:
+        raise CaptureError("the model fails on the example inputs", where=type(model).__name__,
+                           got=str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__,
+                           fix="check shapes and dtypes by calling the model with them") from error
+
+
+def _first_two(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value[:2] if value.ndim else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_first_two(v) for v in value)
+    if isinstance(value, Mapping):
+        return {k: _first_two(v) for k, v in value.items()}
+    return value
 
 
 def normalise_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -94,8 +115,8 @@ def _refuse_quantized(model: nn.Module) -> None:
         raise CaptureError("the model is not a torch.nn.Module", got=type(model).__name__,
                            fix="pass the float module itself")
     for path, module in model.named_modules():
-        name = type(module).__module__
-        if name.startswith(("torch.ao", "torch.nn.quantized", "torchao", "intact")):
+        name = f"{type(module).__module__}."
+        if name.startswith(("torch.ao.", "torch.nn.quantized.", "torchao.", "intact.simulation.")):
             raise CaptureError("the model is already quantized", where=path or "model",
                                got=type(module).__name__, fix="pass the float model")
     for name, tensor in model.state_dict(keep_vars=True).items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ class FloatModel:
         example: a small batch of real inputs, to check transformations on.
         opaque: submodules that could not be captured, by path, run as one float call.
         notes: what capture and the passes have to tell (path, sentence).
+        equalization: by how many quarter octaves each channel of an edge was enlarged.
     """
 
     graph: Graph
@@ -38,6 +39,7 @@ class FloatModel:
     example: Mapping[str, Tensor]
     opaque: Mapping[str, nn.Module] = field(default_factory=dict)
     notes: tuple[tuple[str, str], ...] = ()
+    equalization: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the captured model gives, in float."""
@@ -48,6 +50,13 @@ class FloatModel:
         batch = check_inputs(self.graph, inputs)
         values = execute(self.graph, inputs, lambda n, xs: run_node(self, n, xs, batch), tap)
         return fill_template(self.graph.output, values)
+
+    def small_example(self, samples: int) -> dict[str, Tensor]:
+        """The first samples of the example inputs."""
+        return {
+            n.name: self.example[n.name][:samples] if n.shape and n.shape[0] == "batch" else self.example[n.name]
+            for n in self.graph.inputs
+        }
 
     def with_graph(self, graph: Graph, params: Mapping[str, Tensor] | None = None) -> FloatModel:
         """A copy with another graph, without parameters that nothing reads."""

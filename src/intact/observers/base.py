@@ -105,7 +105,11 @@ class Observer(ABC):
                 got=f"{bad} of {flat.numel()} values are NaN or infinite in batch {batch}",
                 fix="run the float model on this batch, or leave the site in float",
             )
-        self._accumulate(flat, low, high)
+        self._accumulate(self._sample(x, flat), low, high)
+
+    def _sample(self, x: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+        """The values of ``x`` that are accumulated; all of them unless a subclass says otherwise."""
+        return flat
 
     @final
     def merge(self, other: Observer) -> None:

@@ -16,9 +16,14 @@ from intact.types import Free
 __all__ = ["HistogramObserver"]
 
 
+#: values of one sample that a histogram counts; a range found from that many per sample is as good
+LARGEST_SAMPLE = 1 << 14
+
+
 class HistogramObserver(Observer):
     """Holds one :class:`Histogram`; a subclass names the range to encode.
 
+    Of large samples (feature maps) evenly spaced values are counted, and the extremes of all values are kept.
     The result does not depend on how data is cut, ordered or spread over workers: not in one bit.
 
     Args:
@@ -54,6 +59,17 @@ class HistogramObserver(Observer):
     def config(self) -> tuple[float, ...]:
         """The number of bins, then the subclass's settings."""
         return (self._histogram.bins, *self.settings)
+
+    def _sample(self, x: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+        """At most about ``LARGEST_SAMPLE`` evenly spaced values of each sample; the extremes are taken from all.
+
+        Which values are counted depends on the shape of one sample alone, not on how samples are batched.
+        """
+        per = x[0].numel() if x.ndim else 1
+        if per <= LARGEST_SAMPLE:
+            return flat
+        step = -(-per // LARGEST_SAMPLE) | 1  # odd, so that it does not run in step with even rows
+        return x.reshape(x.shape[0], -1)[:, ::step].reshape(-1)
 
     def _accumulate(self, flat: torch.Tensor, low: float, high: float) -> None:
         self._histogram.add(flat, low, high)

@@ -177,7 +177,7 @@ def match_rules(recipe: Recipe, graph: Graph) -> dict[str, How]:
         chosen.setdefault(node.name, recipe.default)
     for rule, count in zip(recipe.rules, hits, strict=True):
         if not count:
-            paths = sorted({n.path for n in graph if n.path} | {n.op for n in graph})
+            paths = sorted({n.path for n in graph if n.path} if rule.where.pattern else {n.op for n in graph})
             near = difflib.get_close_matches(rule.where.pattern or rule.where.text, paths, n=3, cutoff=0.0)
             raise PlanError("a rule matches nothing", where=str(rule), allowed=f"nearest: {', '.join(near)}",
                             fix="correct the rule, or remove it")

@@ -9,11 +9,14 @@ scale per channel and activations have not).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from intact.arithmetic import Rounding, round_to_int
+from intact.errors import CaptureError
 from intact.graph.float_model import FloatModel
 from intact.graph.ir import Node
 from intact.graph.passes.base import Pass
@@ -24,6 +27,10 @@ __all__ = ["EqualizeChannels"]
 STRENGTH = 0.5
 #: no channel is scaled by more than this
 LARGEST = 16.0
+#: factors are powers of two to this fraction, so that they can be written down exactly
+STEPS = 4
+#: samples whose ranges are looked at: channels differ far more than samples do
+_SAMPLES = 8
 
 _THROUGH = frozenset({"max_pool"})
 
@@ -45,30 +52,40 @@ class EqualizeChannels(Pass):
 
     name = "equalize_channels"
 
-    def __init__(self, strength: float = STRENGTH) -> None:
-        self.strength = strength
+    def __init__(self, strength: float = STRENGTH, steps: Mapping[str, Sequence[int]] | None = None) -> None:
+        """Ranges decide, or ``steps`` of an earlier run (edge to quarter octaves per channel) are repeated."""
+        self.strength, self.steps = strength, steps
 
     def run(self, model: FloatModel) -> FloatModel:
         """Scale every channel that can be scaled."""
         readers = {n.name: found for n in model.graph if (found := _readers(model, n))}
         if not readers:
             return model
-        ranges = _ranges(model, {r for n in readers for r in (n, *(model.graph[x.name].inputs[0]
-                                                                   for x in readers[n]))})
-        params, done = dict(model.params), 0
+        steps = self.steps if self.steps is not None else self._measured(model, readers)
+        params = dict(model.params)
+        for name, values in steps.items():
+            if name not in readers or len(values) != model.graph[name].shape[1]:
+                raise CaptureError("the equalization is of another model", where=name)
+            factor = torch.pow(2.0, -torch.tensor(values, dtype=torch.float64) / STEPS)
+            _scale(model, params, name, readers[name], factor)
+        if not steps:
+            return model
+        note = ("", f"channels of {len(steps)} activation(s) equalized")
+        return replace(model.with_graph(model.graph, params), notes=(*model.notes, note), equalization=dict(steps))
+
+    def _measured(self, model: FloatModel, readers: Mapping[str, list[_Reader]]) -> dict[str, list[int]]:
+        """Quarter octaves by which each channel is to be enlarged."""
+        sources = {model.graph[x.name].inputs[0] for found in readers.values() for x in found}
+        ranges, steps = _ranges(model, sources | set(readers)), {}
         for name, found in readers.items():
             own = ranges[name]
             top = max(float(ranges[model.graph[r.name].inputs[0]].max()) for r in found)
             if top <= 0.0 or not math.isfinite(top):
                 continue
-            factor = torch.where(own > 0, own / top, torch.ones_like(own)).clamp(max=1.0) ** self.strength
-            factor = factor.clamp(min=1.0 / LARGEST)
-            _scale(model, params, name, found, factor)
-            done += 1
-        if not done:
-            return model
-        note = ("", f"channels of {done} activation(s) equalized")
-        return replace(model.with_graph(model.graph, params), notes=(*model.notes, note))
+            spread = torch.where(own > 0, top / own, torch.ones_like(own)).clamp(min=1.0)
+            octaves = (spread.log2() * self.strength).clamp(max=math.log2(LARGEST))
+            steps[name] = [int(v) for v in round_to_int(octaves * STEPS, Rounding.HALF_EVEN)]
+        return steps
 
     def ensures(self, model: FloatModel) -> str | None:
         """Nothing is promised but equal outputs, which every pass is checked for."""
@@ -84,7 +101,7 @@ def _ranges(model: FloatModel, edges: set[str]) -> dict[str, Tensor]:
             axes = [a for a in range(value.ndim) if a != 1]
             found[node.name] = torch.maximum(value.amax(axes), -value.amin(axes)).to(torch.float64)
 
-    model.run(model.example, tap)
+    model.run(model.small_example(_SAMPLES), tap)
     return found
 
 
