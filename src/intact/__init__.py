@@ -8,7 +8,19 @@ torch.Size([5, 4])
 """
 
 from intact.analysis import Report
-from intact.api import calibrate, capture, compare, convert, export, load, plan, prepare, quantize, save
+from intact.api import (
+    calibrate,
+    capture,
+    compare,
+    convert,
+    correct_bias,
+    export,
+    load,
+    plan,
+    prepare,
+    quantize,
+    save,
+)
 from intact.engine import QModel
 from intact.errors import (
     ArtifactError,
@@ -55,6 +67,7 @@ __all__ = [
     "capture",
     "compare",
     "convert",
+    "correct_bias",
     "export",
     "first",
     "last",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from intact import graph as _graph
+from intact.algorithms import correct_bias
 from intact.analysis import Latency, Report, Sizes, compare_models
 from intact.calibration import calibrate
 from intact.engine import QModel, convert, load, save
@@ -19,16 +21,17 @@ from intact.errors import CalibrationError, ExportError
 from intact.exporters import Certificate, export_onnx, float_onnx, latencies
 from intact.graph import FloatModel
 from intact.graph.capture import normalise_example
-from intact.graph.passes import DEFAULT_PASSES, repeated_passes, transform
+from intact.graph.ir import resolve_shape
+from intact.graph.passes import DEFAULT_PASSES, Pass, repeated_passes, transform
 from intact.graph.signature import split_batch
 from intact.planning import Recipe, plan
 from intact.simulation import prepare
 from intact.targets import Target, get_target
 
-__all__ = ["calibrate", "capture", "compare", "convert", "export", "load", "plan", "prepare", "quantize", "save"]
+__all__ = ["calibrate", "capture", "compare", "convert", "correct_bias", "export", "load", "plan", "prepare", "quantize", "save"]
 
 
-def capture(model: nn.Module, example_inputs: Any) -> FloatModel:
+def capture(model: nn.Module, example_inputs: Any, *, passes: Sequence[Pass] = DEFAULT_PASSES) -> FloatModel:
     """Capture a module as a float graph: batch norms folded, activations fused, dropout gone.
 
     The module is not changed. The batch size stays free.
@@ -36,6 +39,7 @@ def capture(model: nn.Module, example_inputs: Any) -> FloatModel:
     Args:
         model: any ``nn.Module``, in training or evaluation mode.
         example_inputs: a batch: a tensor, a tuple of positional inputs, or a dict of keyword inputs.
+        passes: transformations, each checked to keep the outputs; ``intact.graph.passes`` has more.
 
     Raises:
         CaptureError: if the model cannot be captured; names the module and the reason.
@@ -45,7 +49,7 @@ def capture(model: nn.Module, example_inputs: Any) -> FloatModel:
     >>> [n.op for n in capture(net, torch.randn(2, 3, 8, 8)).graph]
     ['input', 'conv']
     """
-    return transform(_graph.capture(model, example_inputs), DEFAULT_PASSES)
+    return transform(_graph.capture(model, example_inputs), passes)
 
 
 def quantize(
@@ -83,7 +87,17 @@ def quantize(
         example_inputs, data = _first_inputs(model, data)
     fm = capture(model, example_inputs)
     qfloat = prepare(fm, plan(fm, target=target, recipe=recipe))
-    return convert(calibrate(qfloat, data, progress=progress))
+    calibrate(qfloat, data, progress=progress)
+    return convert(correct_bias(qfloat, fm.small_example(_corrected(fm))))
+
+
+def _corrected(fm: FloatModel) -> int:
+    """Samples of the first batch on which biases are corrected: 8 to 32, fewer where feature maps are large.
+
+    The positions of a feature map are samples too, and a pass over few samples costs little beside calibration.
+    """
+    values = max((math.prod(resolve_shape(n.shape, 1)) for n in fm.graph.inputs), default=1)
+    return max(8, min(32, (1 << 19) // max(1, values)))
 
 
 def _first_inputs(model: Any, data: Any) -> tuple[Any, Iterable[Any]]:

@@ -137,7 +137,7 @@ for _what, _other in (("same shape", MAP), ("channels", (3, 1, 1)), ("last axis"
     light(f"add between convolutions, {_what}", "conv add", *_ADDS, shapes=(MAP, _other), convs=True)
     light(f"mul between convolutions, {_what}", "conv mul", *_MULS, shapes=(MAP, _other), convs=True)
 light("sub between convolutions", "conv sub", *_SUBS, shapes=(MAP, MAP), convs=True)
-light("both broadcast", "add mul sub", lambda a, b: a + b, lambda a, b: b + a, lambda a, b: a * b, lambda a, b: a - b,
+light("both broadcast", "mul sub", lambda a, b: a + b, lambda a, b: b + a, lambda a, b: a * b, lambda a, b: a - b,
       shapes=((3, 9, 1), (3, 1, 11)))
 
 
@@ -185,7 +185,7 @@ light("cat of two and three", "concat", lambda a, b: torch.cat([a, b], 1), lambd
 light("cat between convolutions", "conv concat", lambda a, b: torch.cat([a, b], 1),
       lambda a, b: torch.cat([F.relu(a), b, a, 0.01 * b, a], 1), lambda a, b: torch.cat([a, b], 2), shapes=(MAP, MAP),
       convs=True)
-light("stack of four", "concat", lambda a: torch.stack(list(a.unbind(1)) + [a[:, 0]], 1), shapes=(MAP,))
+light("stack of four", "concat", lambda a: torch.stack([*a.unbind(1), a[:, 0]], 1), shapes=(MAP,))
 
 
 # -- pools and means ----------------------------------------------------------------------------
@@ -214,29 +214,30 @@ light("mean of tokens", "mean", lambda x: x.mean(1), shapes=((7, 8),))
 _POSITIVE = lambda f: lambda x: f(x.abs() + 0.5)  # noqa: E731
 _UNARY: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
     "relu": (F.relu, lambda x: x.clone().relu_()),
-    "clamp": (F.relu6, F.hardtanh, lambda x: x.clamp(0.25, 1.5), lambda x: x.clamp(min=-0.5), lambda x: x.clamp(max=-0.2),
-              lambda x: x.clone().clamp_(-0.7, 0.3)),
+    "clamp": (F.relu6, F.hardtanh, lambda x: x.clamp(0.25, 1.5), lambda x: x.clamp(min=-0.5),
+              lambda x: x.clamp(max=-0.2), lambda x: x.clone().clamp_(-0.7, 0.3)),
     "leaky_relu": (F.leaky_relu, nn.LeakyReLU(0.1), nn.PReLU(init=0.3)), "elu": (F.elu, nn.ELU(0.7)),
     "hardswish": (F.hardswish,), "hardsigmoid": (F.hardsigmoid,), "sigmoid": (torch.sigmoid,), "silu": (F.silu,),
     "gelu": (F.gelu, nn.GELU("tanh")), "tanh": (torch.tanh,), "mish": (F.mish,), "softplus": (F.softplus,),
     "exp": (torch.exp,), "log": (_POSITIVE(torch.log),), "sqrt": (_POSITIVE(torch.sqrt),),
     "rsqrt": (_POSITIVE(torch.rsqrt),), "reciprocal": (_POSITIVE(torch.reciprocal),), "abs": (torch.abs,),
     "neg": (torch.neg,), "sin": (torch.sin,), "cos": (torch.cos,), "erf": (torch.erf,),
-    "add_scalar": (lambda x: x + 0.7, lambda x: 1 - x, lambda x: x - 3), "mul_scalar": (lambda x: x * 0.7, lambda x: x / 3),
+    "add_scalar": (lambda x: x + 0.7, lambda x: 1 - x, lambda x: x - 3),
+    "mul_scalar": (lambda x: x * 0.7, lambda x: x / 3),
     "pow_scalar": (lambda x: x**3, lambda x: x.abs() ** 0.5), "mul": (lambda x: x**2,),
 }
 for _name, _ops in _UNARY.items():
     light(_name, _name, *_ops, shapes=((3, 9, 19),))
 light("functions between convolutions", "conv relu clamp leaky_relu hardswish sigmoid silu gelu", F.hardswish, F.silu,
-      F.gelu, F.leaky_relu, lambda x: F.relu(x) + x, lambda x: F.relu6(x) * x, lambda x: x * torch.sigmoid(x.mean((2, 3), True)),
-      shapes=(MAP,), convs=True)
+      F.gelu, F.leaky_relu, lambda x: F.relu(x) + x, lambda x: F.relu6(x) * x,
+      lambda x: x * torch.sigmoid(x.mean((2, 3), True)), shapes=(MAP,), convs=True)
 
 
 # -- moves --------------------------------------------------------------------------------------
 
-light("reshape", "reshape permute", lambda x: x.flatten(1), lambda x: x.permute(0, 2, 3, 1), lambda x: x.transpose(1, 3),
-      lambda x: x.reshape(-1, 11), lambda x: x[:, :1].squeeze(1), lambda x: x.unsqueeze(2), lambda x: x.flatten(1, 2).mT,
-      lambda x: x.unflatten(1, (1, 3)), shapes=(MAP,))
+light("reshape", "reshape permute", lambda x: x.flatten(1), lambda x: x.permute(0, 2, 3, 1),
+      lambda x: x.transpose(1, 3), lambda x: x.reshape(-1, 11), lambda x: x[:, :1].squeeze(1), lambda x: x.unsqueeze(2),
+      lambda x: x.flatten(1, 2).mT, lambda x: x.unflatten(1, (1, 3)), shapes=(MAP,))
 light("slice", "slice index_select", lambda x: x[:, 1:], lambda x: x[:, :, ::2, 1:9:3], lambda x: x[..., 4],
       lambda x: x.chunk(2, 3)[1], lambda x: x.split([2, 7], 2)[0], lambda x: x.select(2, -1), lambda x: x.flip(3),
       lambda x: x.roll(2, 3), lambda x: x[:, [2, 0]], lambda x: x.narrow(2, 3, 4), shapes=(MAP,))
@@ -250,6 +251,12 @@ light("nearest interpolation", "interpolate_nearest", nn.Upsample(scale_factor=2
       lambda x: F.interpolate(x, scale_factor=0.5), lambda x: F.interpolate(x, size=(9, 22)), shapes=(MAP,))
 light("nearest interpolation between convolutions", "conv interpolate_nearest", nn.Upsample(scale_factor=2),
       nn.Upsample((13, 12)), shapes=(MAP,), convs=True)
-light("nearest interpolation 1-d", "interpolate_nearest", nn.Upsample(scale_factor=3), nn.Upsample(17), shapes=((3, 11),))
-light("channel shuffle", "conv reshape permute", lambda x: x.reshape(-1, 2, 2, 5, 5).transpose(1, 2).reshape(-1, 4, 5, 5),
-      nn.PixelShuffle(2), shapes=((4, 5, 5),), convs=True)
+light("nearest interpolation 1-d", "interpolate_nearest", nn.Upsample(scale_factor=3), nn.Upsample(17),
+      shapes=((3, 11),))
+_BILINEAR = (nn.UpsamplingBilinear2d(scale_factor=2), nn.Upsample(scale_factor=2, mode="bilinear"),
+             nn.Upsample((18, 11), mode="bilinear"), nn.Upsample((5, 16), mode="bilinear", align_corners=True),
+             nn.Upsample((1, 1), mode="bilinear"), nn.Upsample((12, 22), mode="bilinear"))
+light("bilinear interpolation", "interpolate", *_BILINEAR, shapes=(MAP,))
+light("bilinear interpolation between convolutions", "conv interpolate", *_BILINEAR, shapes=(MAP,), convs=True)
+light("channel shuffle", "conv reshape permute", nn.ChannelShuffle(2), nn.PixelShuffle(2),
+      lambda x: x.reshape(-1, 2, 2, 5, 5).transpose(1, 2).reshape(-1, 4, 5, 5), shapes=((4, 5, 5),), convs=True)

@@ -132,11 +132,13 @@ def _cast_call(n: Node) -> bool:
 
 def unsupported(n: Node) -> str | None:
     """Why a node that runs in float has no ONNX form, or None."""
-    if n.op == "input" or n.op in FLOAT or n.op in UNARY or n.op in MOVES or _cast_call(n):
+    if n.op != "avg_pool" and (n.op == "input" or n.op in FLOAT or n.op in UNARY or n.op in MOVES or _cast_call(n)):
         return None
+    if n.op == "avg_pool" and n.attrs["ceil_mode"] and n.attrs["count_include_pad"]:
+        return "windows that stick out are divided by the whole window in ONNX Runtime"
     if n.op == "opaque":
         return "its module could not be captured"
-    return f"{n.attrs.get('target', n.op)} has no ONNX form here"
+    return None if n.op in FLOAT else f"{n.attrs.get('target', n.op)} has no ONNX form here"
 
 
 def emit_float(b: Builder, n: Node, xs: list[str]) -> str:

@@ -9,7 +9,7 @@ import onnx
 import torch
 from onnx import TensorProto
 
-from intact.arithmetic import quantize
+from intact.arithmetic import dequantize, quantize
 from intact.errors import ExportError
 from intact.exporters.builder import Builder
 from intact.exporters.onnx_ops import MOVES, UNARY, avg_pool_attrs, conv_attrs, pad, resize_attrs
@@ -182,6 +182,12 @@ def _clamp(b: Builder, n: Node, binding: Binding) -> None:
     codes = b.codes_of(n.inputs[0])
     dtype = str(q.qtype.storage).removeprefix("torch.")
     names = [b.const(f"{n.name}:{k}", np.array(int(v), dtype)) for k, v in zip(("low", "high"), bounds, strict=True)]
+    kernel, every = KERNELS[n.op](binding), torch.arange(q.qtype.qmin, q.qtype.qmax + 1)
+    clipped = dequantize(every.clamp(int(bounds[0]), int(bounds[1])), q)
+    if not torch.equal(quantize(clipped, binding.output, binding.arithmetic), kernel.table):  # type: ignore[attr-defined]
+        # a bound between two codes of the operand
+        b.codes[n.name] = _gather_table(b, n, binding, codes)
+        return
     codes = b.op("Clip", [codes, *names], f"{n.name}:clamped")
     y = b.op("Concat", [b.dequantize(codes, q, n.inputs[0])], f"{n.name}:rescaled", name=n.name, axis=0)
     _finish(b, n, binding, y)

@@ -57,6 +57,7 @@ def _register_convs() -> None:
             if divisor_override is not None:
                 raise c.error("average pooling with divisor_override", got=divisor_override)
             kernel, rank = pairs(kernel, _n), len(c.shape_of())
+            count_include_pad = count_include_pad and any(pairs(padding, _n))  # without padding it says nothing
             if list(c.shape_of()[-_n:]) == kernel and not any(pairs(padding, _n)):
                 return c.emit("mean", [x], axes=list(range(rank - _n, rank)), keepdim=True)
             return c.emit("avg_pool", [x], kernel=kernel, stride=pairs(stride, _n) if stride else kernel,

@@ -259,7 +259,15 @@ def _index_select(c: Converter, x: Value, axis: int, index: Value) -> Value:
     if not isinstance(index, Const):
         assert c.current is not None
         return c.generic(str(c.current.target), [x, axis, index], {})
-    return c.emit("index_select", [x], axis=axis % len(c.shape_of()), indices=index.tensor.tolist())
+    return _select_many(c, x, axis % len(c.shape_of()), index)
+
+
+def _select_many(c: Converter, x: Value, axis: int, index: Const) -> Value:
+    size = c.shape_of()[axis]
+    values = [int(v) for v in index.tensor.tolist()]
+    if any(v < 0 for v in values) and not isinstance(size, int):
+        raise c.error("a negative index of the batch axis", got=values)
+    return c.emit("index_select", [x], axis=axis, indices=[v % size if isinstance(size, int) else v for v in values])
 
 
 @handler("aten.index.Tensor")
@@ -268,7 +276,7 @@ def _index(c: Converter, x: Value, indices: list[Value]) -> Value:
     if len(used) == 1 and isinstance(used[0][1], Const) and used[0][1].tensor.ndim == 1 \
             and used[0][1].tensor.dtype != torch.bool:
         axis, index = used[0]
-        return c.emit("index_select", [x], axis=axis, indices=index.tensor.tolist())
+        return _select_many(c, x, axis, index)
     assert c.current is not None
     return c.generic(str(c.current.target), [x, indices], {})
 
@@ -297,6 +305,16 @@ def _flip(c: Converter, x: Value, axes: Any) -> Value:
             raise c.error("flip of the batch axis")
         x = c.emit("index_select", [x], axis=axis, indices=list(reversed(range(size))))
     return x
+
+
+@handler("aten.channel_shuffle.default", "aten.native_channel_shuffle.default")
+def _channel_shuffle(c: Converter, x: Value, groups: int) -> Value:
+    n, channels, *rest = c.shape_of()
+    if not isinstance(channels, int):
+        raise c.error("channel shuffle of a dynamic size")
+    y = c.emit("reshape", [x], shape=[n, groups, channels // groups, *rest])
+    y = c.emit("permute", [y], axes=[0, 2, 1, *range(3, 3 + len(rest))])
+    return c.emit("reshape", [y], shape=[n, channels, *rest])
 
 
 @handler("aten.pixel_shuffle.default")

@@ -163,10 +163,13 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     if first is None:
         raise CaptureError("no tensor among the example inputs", fix="pass a batch of inputs")
     dim = torch.export.Dim("batch", min=1)
-    names = list(inspect.signature(model.forward).parameters)
     shapes: Any = _batch_dims(args, first.shape[0], dim)
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    variadic = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_POSITIONAL), None)
+    if variadic is not None:
+        shapes = (*shapes[:variadic], tuple(shapes[variadic:]))
     if kwargs:
-        positional = dict(zip(names, shapes, strict=False))
+        positional = dict(zip([p.name for p in parameters], shapes, strict=False))
         shapes = {**positional, **_batch_dims(kwargs, first.shape[0], dim)}
     with _quiet():
         program = torch.export.export(model, args, dict(kwargs), dynamic_shapes=shapes)

@@ -116,7 +116,7 @@ def split_batch(item: Any, names: Sequence[str]) -> tuple[tuple[Any, ...], dict[
         return (), known
     if isinstance(item, (tuple, list)):
         if not item:
-            raise CalibrationError("a batch is an empty tuple", fix="yield tensors, tuples or dicts")
+            raise CalibrationError("a batch is an empty tuple", got="()", fix="yield tensors, tuples or dicts")
         if isinstance(item[0], Mapping):
             return split_batch(item[0], names)
         return tuple(item[: len(names)]), {}

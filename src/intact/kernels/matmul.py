@@ -24,15 +24,19 @@ class MatMulKernel(Kernel):
         self.scale = multiplier(qa.scale, qb.scale, binding.output.scale)
         self.low, self.high = activation_codes(binding)
 
+    def bound(self, length: int) -> float:
+        """Largest magnitude of a sum of ``length`` products."""
+        reach = [max(q.qtype.qmax - z, z - q.qtype.qmin)
+                 for q, z in zip(self.binding.inputs, self.zeros, strict=True)]
+        return float(length) * reach[0] * reach[1]
+
     def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
         """Codes of the product."""
         a, b = xs
         if a.is_floating_point():
-            reach = [max(q.qtype.qmax - z, z - q.qtype.qmin)
-                     for q, z in zip(self.binding.inputs, self.zeros, strict=True)]
-            carrier = carrier_for(float(a.shape[-1]) * reach[0] * reach[1])
+            carrier = carrier_for(self.bound(a.shape[-1]))
         else:
-            carrier = torch.int32
+            carrier = torch.int32 if self.bound(a.shape[-1]) < 2**31 else torch.int64
         acc = torch.matmul(a.to(carrier) - self.zeros[0], b.to(carrier) - self.zeros[1])
         if self.binding.is_accumulator:
             return acc

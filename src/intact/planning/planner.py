@@ -181,9 +181,9 @@ def _weights(
         name = node.params["weight"]
         if name in specs and specs[name][0] != spec:
             raise PlanError("two rules contradict each other on a shared weight", where=name,
-                            got=f"'{specs[name][1]}' says {specs[name][0]}, '{node.name}' says {spec}",
+                            got=f"'{specs[name][1]}' says {specs[name][0]}, '{node.path or node.name}' says {spec}",
                             fix="give both layers the same rule")
-        specs[name] = (spec, node.name)
+        specs[name] = (spec, node.path or node.name)
     return {name: spec for name, (spec, _) in specs.items()}
 
 

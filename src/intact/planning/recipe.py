@@ -52,17 +52,29 @@ def path(pattern: str) -> Where:
 
 
 def op(*names: str) -> Where:
-    """Nodes of canonical operations, such as ``op("conv", "linear")``."""
+    """Nodes of canonical operations.
+
+    >>> op("conv", "linear").text
+    "op('conv', 'linear')"
+    """
     return Where(f"op({', '.join(map(repr, names))})", lambda n, g: n.op in names)
 
 
 def first(count: int = 1) -> Where:
-    """The first layers with multiply-accumulates, in the order of execution."""
+    """The first layers with multiply-accumulates, in the order of execution.
+
+    >>> (first() | last()).text
+    '(first(1) | last(1))'
+    """
     return Where(f"first({count})", lambda n, g: n.name in _layers(g)[:count])
 
 
 def last(count: int = 1) -> Where:
-    """The last layers with multiply-accumulates, in the order of execution."""
+    """The last layers with multiply-accumulates, in the order of execution.
+
+    >>> (~last(2)).text
+    '~last(2)'
+    """
     return Where(f"last({count})", lambda n, g: n.name in _layers(g)[-count:])
 
 

@@ -36,6 +36,7 @@ def bind(
     params: Mapping[str, Tensor],
     qparams: Mapping[str, QParams],
     means: Mapping[str, Tensor] | None = None,
+    shifts: Mapping[str, Tensor] | None = None,
 ) -> Bound:
     """Quantize weights and biases and bind every integer kernel.
 
@@ -43,6 +44,7 @@ def bind(
         plan: the decisions.
         params: float parameters by name.
         qparams: parameters of every edge but the accumulators.
+        shifts: what else is to be taken off the bias, by node.
         means: mean of each channel (axis 1; the last one for linear layers) of the edges that layers read; with
             them the bias takes up the mean error of the rounded weights.
 
@@ -63,6 +65,8 @@ def bind(
         shift = None
         if weight is not None and means and plan.weights[node.params["weight"]].bias_correction:
             shift = _mean_error(node, params[node.params["weight"]].detach(), weight, means.get(node.inputs[0]))
+        if shifts and node.name in shifts:
+            shift = shifts[node.name] if shift is None else shift + shifts[node.name]
         bias = _bias_codes(node, params, inputs[0], weight, notes, plan.target.arithmetic, shift)
         binding = Binding(node.op, node.attrs, inputs, known[node.name], plan.target.arithmetic, weight, bias,
                           where=node.path or node.name)

@@ -31,5 +31,6 @@ def prepare(model: FloatModel, plan: Plan) -> QFloatModel:
         raise PlanError("prepare takes a captured model", got=type(model).__name__,
                         fix="call intact.capture(model, example_inputs) first")
     if plan.graph != model.graph:
-        raise PlanError("the plan was made for another model", fix="plan this model")
+        raise PlanError("the plan was made for another model", got=f"a plan of {len(plan.graph.nodes)} nodes",
+                        allowed=f"a plan of these {len(model.graph.nodes)} nodes", fix="plan this model")
     return QFloatModel(model, plan)

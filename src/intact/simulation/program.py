@@ -19,7 +19,7 @@ from intact.kernels import UNARY_OPS, Kernel
 from intact.kernels.elementwise import look_up, value_table
 from intact.types import QParams
 
-__all__ = ["Program", "value_tables"]
+__all__ = ["Program", "State", "value_tables"]
 
 FloatStep = Callable[[Node, list[Tensor], int], Tensor]
 
@@ -72,7 +72,7 @@ class Program:
                tap: Callable[[str, Tensor], None] | None = None) -> dict[str, Tensor]:
         """Float value of every output edge, for named inputs; ``tap`` sees the codes of every edge."""
         batch = check_inputs(self.graph, inputs)
-        state = _State(self, integer, tap)
+        state = State(self, integer, tap)
         dying = last_uses(self.graph)
         with torch.no_grad():
             for node in self.graph:
@@ -109,7 +109,7 @@ def value_tables(
     return found
 
 
-class _State:
+class State:
     """Values of one run: an edge has codes, a float value, or both once somebody asked."""
 
     def __init__(self, program: Program, integer: bool, tap: Callable[[str, Tensor], None] | None) -> None:

@@ -71,8 +71,20 @@ class QFloatModel(nn.Module):
         Raises:
             CalibrationError: if an observer saw nothing, or a number cannot be expressed.
         """
-        means = {name: total / count for name, (total, count) in self.channel_sums.items()}
-        self._bound = bind(self.plan, dict(self._tensors()), self._edge_params(), means)
+        self._edges = self._edge_params()
+        self._means = {name: total / count for name, (total, count) in self.channel_sums.items()}
+        self._shifts: dict[str, Tensor] = {}
+        self._bound = bind(self.plan, dict(self._tensors()), self._edges, self._means)
+
+    def shift_biases(self, shifts: Mapping[str, Tensor]) -> None:
+        """Take systematic errors (per node and channel) off the biases, and bind anew.
+
+        Raises:
+            CalibrationError: before calibration.
+        """
+        _ = self.bound
+        self._shifts = {**self._shifts, **{k: self._shifts.get(k, 0.0) + v for k, v in shifts.items()}}
+        self._bound = bind(self.plan, dict(self._tensors()), self._edges, self._means, self._shifts)
 
     def _edge_params(self) -> dict[str, QParams]:
         found: dict[str, QParams] = {}

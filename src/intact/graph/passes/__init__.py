@@ -25,10 +25,13 @@ __all__ = [
 
 #: in this order: batch norms disappear, activations are folded, transposed convolutions become plain ones
 DEFAULT_PASSES: tuple[Pass, ...] = (
-    FoldBatchNorm(), StandaloneBatchNorm(), FuseActivation(), EqualizeChannels(), TransposedConv(), OrderOperands(),
+    FoldBatchNorm(), StandaloneBatchNorm(), FuseActivation(), TransposedConv(), OrderOperands(),
 )
 
 
 def repeated_passes(equalization: Mapping[str, Sequence[int]]) -> tuple[Pass, ...]:
-    """The default passes, with the equalization of an earlier run instead of a new one."""
-    return tuple(EqualizeChannels(steps=equalization) if p.name == "equalize_channels" else p for p in DEFAULT_PASSES)
+    """The default passes, with the equalization of an earlier run if there was one."""
+    if not equalization:
+        return DEFAULT_PASSES
+    at = next(i for i, p in enumerate(DEFAULT_PASSES) if p.name == "fuse_activation") + 1
+    return (*DEFAULT_PASSES[:at], EqualizeChannels(steps=equalization), *DEFAULT_PASSES[at:])

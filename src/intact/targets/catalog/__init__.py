@@ -37,6 +37,11 @@ def register_target(target: Target) -> None:
 
     Raises:
         PlanError: if the name is taken.
+
+    >>> from dataclasses import replace
+    >>> register_target(replace(ONNXRUNTIME, name="my_runtime", weight_bits=(8,)))
+    >>> get_target("my_runtime").weight_bits
+    (8,)
     """
     if target.name in TARGETS:
         raise PlanError("a target of this name exists", got=target.name)

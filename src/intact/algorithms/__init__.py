@@ -1,0 +1,5 @@
+"""Algorithms that make a model of one stage into a better one of the same stage."""
+
+from intact.algorithms.bias_correction import correct_bias
+
+__all__ = ["correct_bias"]
