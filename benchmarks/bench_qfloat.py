@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import torch
 from _common import arguments, emit, images, interleaved, log, median, network, ratio, shape
@@ -50,7 +51,7 @@ def main() -> None:
             x = images(size, shape(name), seed=1)
             repeats = args.repeats if size == 1 else max(3, args.repeats // 2)
             with torch.no_grad():
-                seconds = interleaved({"float": lambda: net(x), "qfloat": lambda: simulated(x)}, repeats, warmup=2)
+                seconds = interleaved({"float": partial(net, x), "qfloat": partial(simulated, x)}, repeats, warmup=2)
             found = ratio(seconds["qfloat"], seconds["float"])
             log(f"{name}, batch {size}: {found:.2f}")
             results[f"{name}/batch{size}"] = {

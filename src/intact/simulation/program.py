@@ -118,6 +118,7 @@ class State:
         self.codes: dict[str, Tensor] = {}
 
     def codes_of(self, name: str) -> Tensor:
+        """Codes of an edge, quantized on first demand."""
         if name not in self.codes:
             q = self.program.qparams[name]
             codes = quantize(self.floats[name], q, self.program.arithmetic)
@@ -125,19 +126,23 @@ class State:
         return self.codes[name]
 
     def float_of(self, name: str) -> Tensor:
+        """Float value of an edge, dequantized on first demand."""
         if name not in self.floats:
             self.floats[name] = dequantize(self.codes[name], self.program.qparams[name])
         return self.floats[name]
 
     def look_up(self, name: str, source: str) -> Tensor:
+        """Value of a tabulated function."""
         codes, qmin = self.codes_of(source), self.program.qparams[source].qtype.qmin
         return look_up(self.program.tables[name].to(codes.device), codes.to(torch.int32) - qmin)
 
     def store(self, name: str, codes: Tensor) -> None:
+        """Keep the codes that an operation made."""
         self.codes[name] = codes
         if self.tap is not None:
             self.tap(name, codes)
 
     def free(self, name: str) -> None:
+        """Let go of an edge."""
         self.floats.pop(name, None)
         self.codes.pop(name, None)

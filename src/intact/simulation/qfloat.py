@@ -126,7 +126,8 @@ class QFloatModel(nn.Module):
     def bound(self) -> Bound:
         """Kernels, parameters of edges, and notes on what was adjusted."""
         if self._bound is None:
-            raise CalibrationError("the model is not calibrated", fix="call intact.calibrate(qfloat, data) first")
+            raise CalibrationError("the model is not calibrated", got=f"{len(self._observers)} observers without data",
+                                   fix="call intact.calibrate(qfloat, data) first")
         return self._bound
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
