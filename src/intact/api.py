@@ -28,7 +28,19 @@ from intact.planning import Recipe, plan
 from intact.simulation import prepare
 from intact.targets import Target, get_target
 
-__all__ = ["calibrate", "capture", "compare", "convert", "correct_bias", "export", "load", "plan", "prepare", "quantize", "save"]
+__all__ = [
+    "calibrate",
+    "capture",
+    "compare",
+    "convert",
+    "correct_bias",
+    "export",
+    "load",
+    "plan",
+    "prepare",
+    "quantize",
+    "save",
+]
 
 
 def capture(model: nn.Module, example_inputs: Any, *, passes: Sequence[Pass] = DEFAULT_PASSES) -> FloatModel:

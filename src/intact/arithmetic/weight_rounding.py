@@ -20,9 +20,9 @@ def quantize_kernel_weight(weight: Tensor, qparams: QParams) -> QTensor:
     On-the-fly data-free quantization via diagonal Hessian approximation", 2022, kernel-wise part).
 
     >>> from intact.types import INT8
-    >>> w = torch.tensor([[[0.4, 0.4, 0.4]]])
+    >>> w = torch.tensor([[[0.4, 0.45, 0.4]]])
     >>> quantize_kernel_weight(w, QParams.per_tensor(1.0, 0, INT8)).codes.tolist()
-    [[[0, 0, 1]]]
+    [[[0, 1, 0]]]
     """
     nearest = quantize_weight(weight, qparams)
     taps = weight[0, 0].numel() if weight.ndim > 2 else 1
