@@ -31,7 +31,9 @@ Json = dict[str, Any]
 Clock = Callable[[], float]
 
 
-def arguments(description: str | None, add: Callable[[argparse.ArgumentParser], None] | None = None) -> argparse.Namespace:
+def arguments(
+    description: str | None, add: Callable[[argparse.ArgumentParser], None] | None = None
+) -> argparse.Namespace:
     """The options of every benchmark, and its own."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer networks, samples and repeats")

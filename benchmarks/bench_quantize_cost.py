@@ -57,8 +57,8 @@ def stages(net: torch.nn.Module, data: list[torch.Tensor], recipe: Recipe) -> di
                 patch = mock.patch.object(holder, attribute, clocked(name, getattr(holder, attribute)))
                 stack.enter_context(patch)
         intact.quantize(net, data, recipe=recipe, progress=False)
-    found = {f"fixed.{k}": spent[k] for k in ("export", "passes", "plan", "prepare", "freeze", "correct_bias", "convert")
-             if k in spent}
+    once = ("export", "passes", "plan", "prepare", "freeze", "correct_bias", "convert")
+    found = {f"fixed.{k}": spent[k] for k in once if k in spent}
     found["samples.observers"] = spent["observe"]
     found["samples.float_graph"] = spent["calibrate"] - spent["freeze"] - spent["observe"]
     found["other"] = spent["total"] - sum(found.values())

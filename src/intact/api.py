@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ from intact.errors import CalibrationError, ExportError
 from intact.exporters import Certificate, export_onnx, float_onnx, latencies
 from intact.graph import FloatModel
 from intact.graph.capture import normalise_example
-from intact.graph.ir import resolve_shape
 from intact.graph.passes import DEFAULT_PASSES, Pass, repeated_passes, transform
 from intact.graph.signature import split_batch
 from intact.planning import Recipe, plan
@@ -99,17 +97,7 @@ def quantize(
         example_inputs, data = _first_inputs(model, data)
     fm = capture(model, example_inputs)
     qfloat = prepare(fm, plan(fm, target=target, recipe=recipe))
-    calibrate(qfloat, data, progress=progress)
-    return convert(correct_bias(qfloat, fm.small_example(_corrected(fm))))
-
-
-def _corrected(fm: FloatModel) -> int:
-    """Samples of the first batch on which biases are corrected: 8 to 32, fewer where feature maps are large.
-
-    The positions of a feature map are samples too, and a pass over few samples costs little beside calibration.
-    """
-    values = max((math.prod(resolve_shape(n.shape, 1)) for n in fm.graph.inputs), default=1)
-    return max(8, min(32, (1 << 19) // max(1, values)))
+    return convert(calibrate(qfloat, data, progress=progress))
 
 
 def _first_inputs(model: Any, data: Any) -> tuple[Any, Iterable[Any]]:

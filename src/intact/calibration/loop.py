@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from operator import length_hint
 from typing import Any
@@ -12,8 +13,10 @@ from rich.progress import Progress
 from torch import Tensor
 
 from intact.calibration.collect import Collector
+from intact.calibration.reservoir import Reservoir
 from intact.errors import CalibrationError, IntactError, NonFiniteError
-from intact.graph import FloatModel, Node
+from intact.graph import FloatModel, Graph, Node
+from intact.graph.ir import resolve_shape
 from intact.graph.signature import split_batch
 from intact.simulation import QFloatModel
 
@@ -48,10 +51,12 @@ def calibrate(qfloat: QFloatModel, data: Iterable[Any], *, progress: bool | None
                                fix="call intact.prepare(fm, plan) first")
     qfloat.reset_observers()
     model, seen = qfloat.float_model, 0
+    reservoir = Reservoir(model.graph, samples_for(model.graph))
     for args, kwargs in batches(data, model.signature.names, "calibrating", progress):
         try:
             inputs = model.signature.bind(args, kwargs)
             _observe(qfloat, model, inputs, seen)
+            reservoir.add(inputs)
         except NonFiniteError:
             raise
         except IntactError as error:
@@ -62,7 +67,17 @@ def calibrate(qfloat: QFloatModel, data: Iterable[Any], *, progress: bool | None
         raise CalibrationError("there is no calibration data", got="0 batches",
                                fix="pass a non-empty iterable; a generator can be consumed only once")
     qfloat.freeze()
+    qfloat.samples = reservoir.samples()
     return qfloat
+
+
+def samples_for(graph: Graph) -> int:
+    """How many calibration samples a model keeps, to correct biases and check exports on.
+
+    4 to 32: fewer where samples are large, for the positions of a feature map are samples too.
+    """
+    values = max((math.prod(resolve_shape(n.shape, 1)) for n in graph.inputs), default=1)
+    return max(4, min(32, (1 << 19) // max(1, values)))
 
 
 def _observe(qfloat: QFloatModel, model: FloatModel, inputs: Mapping[str, Tensor], number: int) -> None:

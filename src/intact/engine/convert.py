@@ -39,7 +39,7 @@ def convert(qfloat: QFloatModel) -> QModel:
     float_params = {k: v.detach().clone() for k, v in model.params.items() if k in kept}
     bindings = {name: kernel.binding for name, kernel in bound.kernels.items()}
     return QModel(model.graph, model.signature, qfloat.plan.target, bindings, bound.qparams, float_params,
-                  model.opaque, _info(qfloat), model.example)
+                  model.opaque, _info(qfloat), qfloat.samples or model.example)
 
 
 def _info(qfloat: QFloatModel) -> dict[str, Any]:

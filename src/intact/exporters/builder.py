@@ -92,7 +92,7 @@ class Builder:
         output = self.unique(base)
         node = helper.make_node(kind, list(inputs), [output], name=name or output,
                                 **{k: v for k, v in attrs.items() if v is not None})
-        if self.path:
+        if self.path and not kind.endswith("eLinear"):
             node.metadata_props.add(key="module_path", value=self.path)
         self.nodes.append(node)
         return output
@@ -173,12 +173,18 @@ class Builder:
         """Dequantized weight and bias of an integer node; the bias scale is float32(s_x * s_w)."""
         assert binding.weight is not None
         w, name = binding.weight, node.params["weight"]
-        operands = [self.dequantize(self.const(f"{name}:codes", w.codes), w.qparams, name)]
+        codes = self.const(f"{name}:codes", w.codes)
+        if node.op == "conv" and not bool(w.qparams.zero_point.any()):
+            # a zero point of zeros may be left out, but not for Gemm, which would then run in float
+            axis = 0 if w.qparams.scale.ndim else None
+            scales = self.const(f"{name}:scale", w.qparams.scale)
+            operands = [self.op("DequantizeLinear", [codes, scales], f"{name}:values", axis=axis)]
+        else:
+            operands = [self.dequantize(codes, w.qparams, name)]
         if binding.bias is not None:
             scale = binding.inputs[0].scale * w.qparams.scale
             base = f"{node.name}:bias"
-            names = [self.const(f"{base}:codes", binding.bias), self.const(f"{base}:scale", scale),
-                     self.const(f"{base}:zero_point", np.zeros(tuple(scale.shape), np.int32))]
+            names = [self.const(f"{base}:codes", binding.bias), self.const(f"{base}:scale", scale)]
             axis = 0 if scale.ndim else None
             operands.append(self.op("DequantizeLinear", names, f"{base}:values", axis=axis))
         return operands

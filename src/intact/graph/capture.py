@@ -16,6 +16,7 @@ from intact.errors import CaptureError
 from intact.graph import aten, aten_elementwise  # noqa: F401  (they register the conversions)
 from intact.graph.converter import Const, Converter, Edge
 from intact.graph.float_model import FloatModel
+from intact.graph.inplace import is_plain, mutates
 from intact.graph.ir import Graph, Node
 from intact.graph.isolate import CAPTURE_FAILURES, isolated
 from intact.graph.shapes import infer_shapes
@@ -173,8 +174,15 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         shapes = {**positional, **_batch_dims(kwargs, first.shape[0], dim)}
     with _quiet():
         program = torch.export.export(model, args, dict(kwargs), dynamic_shapes=shapes)
-        functional: torch.export.ExportedProgram = program.run_decompositions({})  # no in-place operation is left
-        return functional
+        return _functional(program)
+
+
+def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """A program in which no in-place operation matters."""
+    if is_plain(program.graph) and not program.graph_signature.buffers_to_mutate:
+        return program
+    functional: torch.export.ExportedProgram = program.run_decompositions({})
+    return functional
 
 
 @contextmanager
@@ -206,7 +214,7 @@ def capture_program(
         if program.example_inputs is None:
             raise CaptureError("the exported program has no example inputs", fix="export it with example inputs")
         example = program.example_inputs
-        program = program.run_decompositions({})
+        program = _functional(program)
     params, table = _parameters(program)
     inputs = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in _user_inputs(program)]
     conv = Converter(params, _symbols(inputs))
@@ -216,6 +224,11 @@ def capture_program(
             env[node] = _placeholder(conv, node, table)
         elif node.op == "call_function":
             env[node] = conv.convert(node, env)
+            if mutates(str(node.target)):  # who reads the operand from now on reads the result
+                source = node.args[0]
+                while isinstance(source, fx.Node):
+                    env[source] = env[node]
+                    source = source.args[0] if mutates(str(source.target)) else None
     output = _output_template(program, conv, env)
     graph = Graph(tuple(conv.nodes), output).validate()
     graph = graph.rewritten(graph.nodes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -195,7 +196,7 @@ class Converter:
         flat = list(_flatten([args, list(kwargs.values())]))
         if not any(isinstance(v, (Edge, str)) and _is_dynamic(v) for v in flat):
             return self.fold(node, args, kwargs)
-        target = str(node.target)
+        target = functional(str(node.target))
         if target in HANDLERS:
             return HANDLERS[target](self, *args, **kwargs)
         return self.generic(target, args, kwargs)
@@ -248,6 +249,18 @@ class Converter:
             ]
         return self.emit("aten", edges, params, dtype=_dtype(example), target=target, args=filled,
                          kwargs=options, index=None)
+
+
+_IN_PLACE = re.compile(r"^(aten\.[a-z0-9]\w*?[a-z0-9])_(\.\w+)$")
+
+
+def functional(target: str) -> str:
+    """``aten.relu_.default`` to ``aten.relu.default``; other names as they are.
+
+    >>> functional("aten.relu_.default"), functional("aten.add.Tensor")
+    ('aten.relu.default', 'aten.add.Tensor')
+    """
+    return _IN_PLACE.sub(r"\1\2", target)
 
 
 def _dtype(example: Any) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from intact.arithmetic import accumulator_bounds, carrier_for, multiplier, requantize
+from intact.arithmetic.accumulate import FLOAT32_EXACT
 from intact.errors import PlanError
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
 from intact.kernels.integer import conv_int, matmul_int
+from intact.types import QParams
 
 __all__ = ["ConvKernel", "LinearKernel"]
+
+_MOST_PARTS = 64
 
 
 class _WeightedKernel(Kernel):
@@ -39,8 +43,22 @@ class _WeightedKernel(Kernel):
         #: float32 while every partial sum is below 2**24, float64 beyond it
         self.carrier = carrier_for(self.bound)
         self.weight = self.codes.to(self.carrier)
+        self.parts = self._parts(bounds, qx)
         self.scale = multiplier(qx.scale, binding.weight.qparams.scale, binding.output.scale)
         self.low, self.high = activation_codes(binding)
+
+    def _parts(self, bounds: Tensor, qx: QParams) -> int:
+        """Parts of the input channels whose sums each stay below 2**24; 1 if one float32 sum does, or groups forbid."""
+        if self.carrier == torch.float32 or self.binding.attrs.get("groups", 1) != 1:
+            return 1
+        channels, parts = self.codes.shape[1], 1
+        while parts < channels and parts < _MOST_PARTS:
+            parts *= 2
+            chunks = self.codes.chunk(parts, 1)
+            worst = max(float(accumulator_bounds(c, self.zero, qx.qtype.qmin, qx.qtype.qmax).max()) for c in chunks)
+            if worst < FLOAT32_EXACT:
+                return parts
+        return 1
 
     def finish(self, acc: Tensor, axis: int, like: Tensor) -> Tensor:
         """Bias and requantization of an accumulator whose channels are ``axis``."""
@@ -57,9 +75,21 @@ class _WeightedKernel(Kernel):
         return to_carrier(codes, like, b)
 
     def centred(self, x: Tensor) -> Tensor:
-        """``x - zero_point`` in the float carrier."""
-        x = x.to(self.carrier)
+        """``x - zero_point`` in the float carrier (float32 if the channels are taken in parts)."""
+        x = x.to(self.carrier if self.parts == 1 else torch.float32)
         return x - self.zero if self.zero else x
+
+    def in_parts(self, x: Tensor, axis: int, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """``product(x, weight)``: float32 sums over parts of the input channels, added in float64, which is exact."""
+        weight = self.weight.to(x.device)
+        if self.parts == 1:
+            return product(x, weight)
+        total: Tensor | None = None
+        for part, w in zip(x.chunk(self.parts, axis), weight.to(torch.float32).chunk(self.parts, 1), strict=True):
+            y = product(part, w)
+            total = y.to(torch.float64) if total is None else total.add_(y)
+        assert total is not None
+        return total
 
 
 @kernel("conv")
@@ -83,8 +113,9 @@ class ConvKernel(_WeightedKernel):
             x = F.pad(x, [v for pair in zip(reversed(begin), reversed(end), strict=True) for v in pair])
             begin = [0] * len(begin)
         conv = (F.conv1d, F.conv2d, F.conv3d)[len(begin) - 1]
-        y: Tensor = conv(x, self.weight.to(x.device), None, a["stride"], begin, a["dilation"], a["groups"])
-        return y
+        return self.in_parts(
+            x, 1, lambda v, w: conv(v, w, None, a["stride"], begin, a["dilation"], a["groups"])
+        )
 
 
 @kernel("linear")
@@ -95,7 +126,7 @@ class LinearKernel(_WeightedKernel):
         """Codes (..., out) for codes (..., in)."""
         (x,) = xs
         if x.is_floating_point():
-            return self.finish(F.linear(self.centred(x), self.weight.to(x.device)), x.ndim - 1, x)
+            return self.finish(self.in_parts(self.centred(x), x.ndim - 1, F.linear), x.ndim - 1, x)
         codes = self.codes.to(x.device)
         if self.wide:
             return self.finish(matmul_int(x.to(torch.int64), codes.to(torch.int64), self.zero), x.ndim - 1, x)

@@ -28,6 +28,7 @@ class Bound:
 
     kernels: Mapping[str, Kernel]
     qparams: Mapping[str, QParams]
+    weights: Mapping[str, QTensor]
     notes: tuple[tuple[str, str], ...] = field(default=())
 
 
@@ -37,6 +38,7 @@ def bind(
     qparams: Mapping[str, QParams],
     means: Mapping[str, Tensor] | None = None,
     shifts: Mapping[str, Tensor] | None = None,
+    weights: Mapping[str, QTensor] | None = None,
 ) -> Bound:
     """Quantize weights and biases and bind every integer kernel.
 
@@ -44,6 +46,7 @@ def bind(
         plan: the decisions.
         params: float parameters by name.
         qparams: parameters of every edge but the accumulators.
+        weights: quantized weights, if they are known already.
         shifts: what else is to be taken off the bias, by node.
         means: mean of each channel (axis 1; the last one for linear layers) of the edges that layers read; with
             them the bias takes up the mean error of the rounded weights.
@@ -53,7 +56,8 @@ def bind(
     """
     graph, known = plan.graph, dict(qparams)
     notes: list[tuple[str, str]] = []
-    weights = _quantized_weights(plan, params, known, notes)
+    if weights is None:
+        weights = _quantized_weights(plan, params, known, notes)
     kernels: dict[str, Kernel] = {}
     for node in graph:
         if not plan.decisions[node.name].integer:
@@ -71,7 +75,7 @@ def bind(
         binding = Binding(node.op, node.attrs, inputs, known[node.name], plan.target.arithmetic, weight, bias,
                           where=node.path or node.name)
         kernels[node.name] = KERNELS[node.op](binding)
-    return Bound(kernels, known, tuple(notes))
+    return Bound(kernels, known, weights, tuple(notes))
 
 
 def _quantized_weights(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,6 +36,8 @@ class QFloatModel(nn.Module):
         self._observers: dict[str, Observer] = {}
         #: edge that a corrected layer reads -> (sum of each channel in float64, number of values summed)
         self.channel_sums: dict[str, tuple[Tensor, int]] = {}
+        #: a few calibration samples, by input name
+        self.samples: dict[str, Tensor] = {}
         self._bound: Bound | None = None
         self.reset_observers()
 
@@ -82,9 +85,10 @@ class QFloatModel(nn.Module):
         Raises:
             CalibrationError: before calibration.
         """
-        _ = self.bound
+        before = self.bound
         self._shifts = {**self._shifts, **{k: self._shifts.get(k, 0.0) + v for k, v in shifts.items()}}
-        self._bound = bind(self.plan, dict(self._tensors()), self._edges, self._means, self._shifts)
+        bound = bind(self.plan, dict(self._tensors()), self._edges, self._means, self._shifts, before.weights)
+        self._bound = replace(bound, notes=tuple(dict.fromkeys((*before.notes, *bound.notes))))
 
     def _edge_params(self) -> dict[str, QParams]:
         found: dict[str, QParams] = {}

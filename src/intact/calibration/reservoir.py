@@ -1,0 +1,51 @@
+"""A few samples, spread evenly over data of unknown length."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from intact.graph import Graph
+
+__all__ = ["Reservoir"]
+
+
+class Reservoir:
+    """Reservoir sampling (Vitter's algorithm R): every sample has the same chance to be kept.
+
+    Which samples are kept depends on their number and order, not on how they are batched; the choice is seeded.
+
+    >>> import torch
+    >>> from intact.graph import capture
+    >>> r = Reservoir(capture(torch.nn.Linear(1, 1), torch.zeros(2, 1)).graph, 2)
+    >>> r.add({"input": torch.arange(10.0).reshape(10, 1)})
+    >>> r.samples()["input"].shape
+    torch.Size([2, 1])
+    """
+
+    def __init__(self, graph: Graph, size: int) -> None:
+        self.size, self.seen = size, 0
+        self.batched = [n.name for n in graph.inputs if n.shape and n.shape[0] == "batch"]
+        self.kept: list[dict[str, Tensor]] = []
+        self.others: dict[str, Tensor] = {}
+        self.random = random.Random(0)
+
+    def add(self, inputs: Mapping[str, Tensor]) -> None:
+        """Take in a batch of named inputs."""
+        if not self.batched:
+            self.others = dict(inputs)
+            return
+        self.others = {k: v for k, v in inputs.items() if k not in self.batched}
+        for i in range(inputs[self.batched[0]].shape[0]):
+            place = len(self.kept) if self.seen < self.size else self.random.randrange(self.seen + 1)
+            self.seen += 1
+            if place < self.size:
+                sample = {name: inputs[name][i].detach().clone() for name in self.batched}
+                self.kept[place : place + 1] = [sample]
+
+    def samples(self) -> dict[str, Tensor]:
+        """The samples as named inputs."""
+        return {**{n: torch.stack([s[n] for s in self.kept]) for n in self.batched}, **self.others}
