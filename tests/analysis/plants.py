@@ -16,7 +16,7 @@ Plant = Callable[[QModel, str, Random], QModel]
 
 
 def with_bindings(q: QModel, changed: Mapping[str, Binding], qparams: Mapping[str, QParams] | None = None) -> QModel:
-    return replace(q, bindings={**q.bindings, **changed}, qparams={**q.qparams, **(qparams or {})}, _cache={})
+    return replace(q, bindings={**q.bindings, **changed}, qparams={**q.qparams, **(qparams or {})})
 
 
 def garbage_weights(q: QModel, name: str, rng: Random) -> QModel:

@@ -302,7 +302,7 @@ def _bad_arrays() -> None:
     ("double.npy", ("got:     float64", "allowed: float32", "fix:     convert it: array.astype('float32')")),
     ("half.npy", ("got:     float16", "astype('float32')")),
     ("bytes.npy", ("got:     uint8", "convert and scale", "/ 255")),
-    ("index.npy", ("model fails on the first batch", "Long and Float")),
+    ("index.npy", ("model fails on the example inputs", "Long and Float")),
     ("scalar.npy", ("no samples", "shape ()")),
     ("empty.npy", ("no samples", "shape (0, 6)")),
     ("object.npy", ("cannot be read", "objects would be pickles, and are refused")),

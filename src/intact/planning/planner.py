@@ -42,6 +42,9 @@ def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe
     >>> p.coverage.mac_share
     1.0
     """
+    if not isinstance(model, FloatModel):
+        raise PlanError("plan takes a captured model", got=type(model).__name__,
+                        fix="call intact.capture(model, example_inputs) first")
     where = get_target(target)
     wish = recipe or Recipe()
     graph = model.graph
