@@ -41,7 +41,8 @@ def dequantize(codes: torch.Tensor, qparams: QParams) -> torch.Tensor:
     if codes.is_floating_point():
         centred = (codes - zero.to(codes.dtype)).to(torch.float32)
     else:
-        centred = (codes.to(torch.int32) - zero).to(torch.float32)
+        wide = torch.int64 if codes.dtype == torch.int64 else torch.int32
+        centred = (codes.to(wide) - zero).to(torch.float32)
     return centred * scale.to(codes.device)
 
 

@@ -33,9 +33,11 @@ def round_to_int(x: torch.Tensor, rounding: Rounding, *, inplace: bool = False) 
         return x.round_() if inplace else x.round()
     if rounding is Rounding.FLOOR:
         return x.floor()
-    # floor first: x + 0.5 would itself round for large x or for the float just below 0.5
-    below = x.floor()
-    fraction = x - below
-    tie_up = x >= 0 if rounding is Rounding.HALF_AWAY else torch.ones_like(x, dtype=torch.bool)
-    up = torch.where(tie_up, fraction >= 0.5, fraction > 0.5)
-    return below + up.to(x.dtype)
+    # on the magnitude, and floor first: x + 0.5 would itself round for large x or for the float just below 0.5,
+    # and x - floor(x) for small negative x
+    size = x.abs()
+    below = size.floor()
+    fraction = size - below
+    tie_out = x >= 0 if rounding is Rounding.HALF_UP else torch.ones_like(x, dtype=torch.bool)
+    up = torch.where(tie_out, fraction >= 0.5, fraction > 0.5)
+    return torch.copysign(below + up.to(x.dtype), x)

@@ -68,7 +68,8 @@ class _WeightedKernel(Kernel):
         if b.bias is not None:
             acc.add_(b.bias.to(acc.dtype).to(acc.device).reshape(shape))
         if b.is_accumulator:
-            return acc if like.is_floating_point() else acc.to(b.output.qtype.storage)
+            keep = like.is_floating_point() or self.wide  # int32 would wrap a wide sum
+            return acc if keep else acc.to(b.output.qtype.storage)
         scale = self.scale.to(acc.device)
         scale = scale.reshape(shape) if scale.ndim else scale
         codes = requantize(acc, scale, int(b.output.zero_point), self.low, self.high, b.arithmetic)

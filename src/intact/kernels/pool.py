@@ -27,12 +27,12 @@ class MeanKernel(Kernel):
         count = 1
         for axis in axes:
             count *= x.shape[axis]
+        bound = float(count) * max(qx.qtype.qmax - zero, zero - qx.qtype.qmin)
         if x.is_floating_point():
-            reach = max(qx.qtype.qmax - zero, zero - qx.qtype.qmin)
-            carrier = carrier_for(float(count) * reach)
-            total = (x.to(carrier) - zero).sum(axes, keepdim=b.attrs["keepdim"])
+            carrier = carrier_for(bound)
         else:
-            total = (x.to(torch.int32) - zero).sum(axes, keepdim=b.attrs["keepdim"], dtype=torch.int32)
+            carrier = torch.int32 if bound < 2**31 else torch.int64
+        total = (x.to(carrier) - zero).sum(axes, keepdim=b.attrs["keepdim"], dtype=carrier)
         if b.is_accumulator:
             return total
         scale = qx.scale / (b.output.scale * float(count))

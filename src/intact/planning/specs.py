@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from intact.graph import Graph, Node
+from intact.graph import PASSIVE_OPS, Graph, Node
 from intact.planning.plan import Decision
 from intact.planning.recipe import How, Quant, Recipe
 from intact.targets import Output, Target
@@ -57,7 +57,7 @@ def _settings(
         for user in users[node.name]:
             how = hows[user.name]
             if decisions[user.name].integer and isinstance(how, Quant):
-                moves = user.op not in ("conv", "linear", "matmul", "conv_transpose")
+                moves = user.op in PASSIVE_OPS
                 wishes.append(found[user.name] if moves and user.name in found else how)
         own = hows[node.name]
         default = own if isinstance(own, Quant) else Quant()

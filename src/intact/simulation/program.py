@@ -63,7 +63,8 @@ class Program:
         found: dict[str, Tensor] = {}
 
         def tap(name: str, codes: Tensor) -> None:
-            found[name] = codes.to(self.qparams[name].qtype.storage)
+            wide = getattr(self.kernels.get(name), "wide", False) and self.qparams[name].qtype.bits == 32
+            found[name] = codes.to(torch.int64 if wide else self.qparams[name].qtype.storage)
 
         self.values(inputs, integer=integer, tap=tap)
         return found
