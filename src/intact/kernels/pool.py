@@ -28,10 +28,8 @@ class MeanKernel(Kernel):
         for axis in axes:
             count *= x.shape[axis]
         bound = float(count) * max(qx.qtype.qmax - zero, zero - qx.qtype.qmin)
-        if x.is_floating_point():
-            carrier = carrier_for(bound)
-        else:
-            carrier = torch.int32 if bound < 2**31 else torch.int64
+        whole = torch.int32 if bound < 2**31 else torch.int64
+        carrier = carrier_for(bound) if x.is_floating_point() else whole
         total = (x.to(carrier) - zero).sum(axes, keepdim=b.attrs["keepdim"], dtype=carrier)
         if b.is_accumulator:
             return total
