@@ -61,10 +61,24 @@ def capture(model: nn.Module, example_inputs: Any) -> FloatModel:
             return capture_program(program, (args, kwargs), model)
         except CAPTURE_FAILURES as failure:
             with isolated(model, args, kwargs, _export, failure) as opaque:
-                program = _export(model, args, kwargs)
-            fm = capture_program(program, (args, kwargs), model, {p: m for p, (m, _) in opaque.items()})
+                fm = _capture_around(model, args, kwargs, opaque)
     notes = tuple((path, f"could not be captured, one float call: {why}") for path, (_, why) in opaque.items())
     return FloatModel(fm.graph, fm.params, fm.signature, fm.example, fm.opaque, (*fm.notes, *notes))
+
+
+def _capture_around(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], opaque: Mapping[str, tuple[nn.Module, str]]
+) -> FloatModel:
+    """Capture with stubs in place of the modules that torch.export refuses."""
+    try:
+        program = _export(model, args, kwargs)
+        return capture_program(program, (args, kwargs), model, {p: m for p, (m, _) in opaque.items()})
+    except CaptureError:
+        raise
+    except CAPTURE_FAILURES as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise CaptureError("the model cannot be captured around these modules", where=", ".join(opaque), got=reason,
+                           fix="call each of them once, with positional tensors") from error
 
 
 def _try_out(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -188,15 +202,14 @@ def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedP
 @contextmanager
 def _quiet() -> Iterator[None]:
     """torch.export logs at length about modules that it refuses, and warns about itself; we report the reason."""
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, message=".*isinstance.treespec.*")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)
 
 
 def capture_program(

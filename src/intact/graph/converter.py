@@ -236,6 +236,7 @@ class Converter:
                 return value
             raise self.error("an argument cannot be stored", got=repr(value))
 
+        target = _BITWISE.sub(r"aten.bitwise_\1.", target)  # the names that artefacts may run
         filled = [template(a) for a in args]
         options = {
             k: template(v) for k, v in kwargs.items() if k not in ("device", "layout", "pin_memory")
@@ -251,6 +252,7 @@ class Converter:
                          kwargs=options, index=None)
 
 
+_BITWISE = re.compile(r"^aten\.__(and|or|xor)__\.")
 _IN_PLACE = re.compile(r"^(aten\.[a-z0-9]\w*?[a-z0-9])_(\.\w+)$")
 
 

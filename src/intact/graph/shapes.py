@@ -53,7 +53,7 @@ def _run(model: FloatModel, batch: int) -> dict[str, Tensor]:
         if node.op == "opaque":
             shape = resolve_shape(node.attrs["shape"], batch)
             return torch.empty(shape, dtype=getattr(torch, node.dtype), device="meta")
-        return run_node(meta, node, xs, batch)
+        return run_node(meta, node, xs, batch).to("meta")  # also what the model makes itself, on the CPU
 
     execute(model.graph, inputs, step, lambda n, x: seen.__setitem__(n.name, x))
     return seen

@@ -45,6 +45,8 @@ def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe
     if not isinstance(model, FloatModel):
         raise PlanError("plan takes a captured model", got=type(model).__name__,
                         fix="call intact.capture(model, example_inputs) first")
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise PlanError("this is not a recipe", got=type(recipe).__name__, fix="write Recipe(rules=(...,))")
     where = get_target(target)
     wish = recipe or Recipe()
     graph = model.graph

@@ -172,6 +172,11 @@ class Recipe:
     default: How = Quant()
     quantized_outputs: bool = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.rules, (tuple, list)) or not all(isinstance(r, Rule) for r in self.rules):
+            raise PlanError("rules is not a sequence of rules", got=type(self.rules).__name__,
+                            allowed="a tuple or list of Rule", fix="write rules=(rule,), with the comma")
+
 
 def match_rules(recipe: Recipe, graph: Graph) -> dict[str, How]:
     """How each node is to be treated.
@@ -179,15 +184,20 @@ def match_rules(recipe: Recipe, graph: Graph) -> dict[str, How]:
     Raises:
         PlanError: for a rule that matches nothing; names the nearest module paths.
     """
-    hits = [0] * len(recipe.rules)
+    hits, wins = [0] * len(recipe.rules), [0] * len(recipe.rules)
     chosen: dict[str, How] = {}
     for node in graph:
         for i, rule in enumerate(recipe.rules):
             if rule.where.contains(node, graph):
                 hits[i] += 1
+                wins[i] += node.name not in chosen
                 chosen.setdefault(node.name, rule.how)
         chosen.setdefault(node.name, recipe.default)
-    for rule, count in zip(recipe.rules, hits, strict=True):
+    for rule, count, won in zip(recipe.rules, hits, wins, strict=True):
+        if count and not won:
+            raise PlanError("a rule never applies", where=str(rule),
+                            got="every node that it matches is taken by an earlier rule",
+                            fix="put the narrower rule first, or remove it")
         if not count:
             paths = sorted({n.path for n in graph if n.path} if rule.where.pattern else {n.op for n in graph})
             near = difflib.get_close_matches(rule.where.pattern or rule.where.text, paths, n=3, cutoff=0.0)
