@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -115,8 +116,8 @@ class Plan:
         c = self.coverage
         lines = [
             f"Plan for target '{self.target.name}' (version {self.target.version})",
-            f"  integers: {c.mac_share:.1%} of {c.macs:,} multiply-accumulates, "
-            f"{c.weight_share:.1%} of {c.weight_bytes:,} weight bytes, {len(self.regions)} region(s)",
+            f"  integers: {_percent(c.mac_share)} of {c.macs:,} multiply-accumulates, "
+            f"{_percent(c.weight_share)} of {c.weight_bytes:,} weight bytes, {len(self.regions)} region(s)",
             "  edges and kernels:",
         ]
         for node in self.graph:
@@ -131,3 +132,8 @@ class Plan:
             lines.append("  notes:")
             lines += [f"    {p + ': ' if p else ''}{text}" for p, text in self.notes]
         return "\n".join(lines)
+
+
+def _percent(share: float) -> str:
+    """A share, never rounded up to 100 %."""
+    return f"{math.floor(share * 1000) / 10:.1f}%"
