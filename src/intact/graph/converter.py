@@ -84,12 +84,7 @@ class Converter:
     def unique(self, op: str) -> str:
         """An edge name from the module path: the path itself for a leaf module, else path/op."""
         base = self.path if self.leaf and self.path else f"{self.path}/{op}" if self.path else op
-        name, n = base, 1
-        while name in self._names:
-            n += 1
-            name = f"{base}@{n}"
-        self._names.add(name)
-        return name
+        return self.unique_named(base)
 
     def edge(self, value: Value) -> Edge:
         """The value as an edge; a tensor constant becomes a node (once)."""
