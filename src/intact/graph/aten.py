@@ -146,13 +146,15 @@ def _batch_norm(c: Converter, x: Value, w: Value, b: Value, mean: Value, var: Va
                 momentum: float, eps: float, cudnn: bool) -> Value:
     if mean is None or var is None:
         raise c.error("batch norm without running statistics", fix="set track_running_stats=True")
-    return c.emit("batch_norm", [x], {"weight": w, "bias": b, "mean": mean, "var": var}, eps=eps)
+    return c.emit("batch_norm", [x], {"weight": w, "bias": b, "mean": mean, "var": var}, eps=eps,
+                  momentum=momentum)
 
 
 @handler("aten._native_batch_norm_legit_no_training.default")
 def _batch_norm_eval(c: Converter, x: Value, w: Value, b: Value, mean: Value, var: Value,
                      momentum: float, eps: float) -> Value:
-    y = c.emit("batch_norm", [x], {"weight": w, "bias": b, "mean": mean, "var": var}, eps=eps)
+    y = c.emit("batch_norm", [x], {"weight": w, "bias": b, "mean": mean, "var": var}, eps=eps,
+               momentum=momentum)
     return [y, None, None]
 
 

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ def capture(model: nn.Module, example_inputs: Any) -> FloatModel:
             with isolated(model, args, kwargs, _export, failure) as opaque:
                 fm = _capture_around(model, args, kwargs, opaque)
     notes = tuple((path, f"could not be captured, one float call: {why}") for path, (_, why) in opaque.items())
-    return FloatModel(fm.graph, fm.params, fm.signature, fm.example, fm.opaque, (*fm.notes, *notes))
+    return replace(fm, notes=(*fm.notes, *notes))
 
 
 def _capture_around(
@@ -248,7 +249,7 @@ def capture_program(
     signature = _signature(program, model)
     tensors = signature.bind(*example)
     fm = FloatModel(graph, params, signature, {k: v.detach()[:_KEPT].clone() for k, v in tensors.items()},
-                    dict(opaque or {}))
+                    dict(opaque or {}), sources=params, buffers=_buffers(program, params, graph))
     return fm.with_graph(infer_shapes(fm))
 
 
@@ -277,6 +278,15 @@ def _parameters(program: torch.export.ExportedProgram) -> tuple[dict[str, Tensor
             params[name] = tensor.detach().clone()
         table[placeholder] = first[key]
     return params, table
+
+
+def _buffers(program: torch.export.ExportedProgram, params: Mapping[str, Tensor], graph: Graph) -> frozenset[str]:
+    """Names that no optimizer may touch: buffers, constants, and what was computed without being a weight or bias."""
+    sig = program.graph_signature
+    trained = set(sig.inputs_to_parameters.values())
+    fixed = {*sig.inputs_to_buffers.values(), *sig.inputs_to_lifted_tensor_constants.values()}
+    layers = {n.params[r] for n in graph for r in ("weight", "bias") if r in n.params} - fixed
+    return frozenset(k for k, v in params.items() if not v.is_floating_point() or k not in trained | layers)
 
 
 def _symbols(inputs: Sequence[fx.Node]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from intact.graph.derive import Derived, Expr, evaluate, leaves
 from intact.graph.float_ops import run_float
 from intact.graph.generic import run_aten
 from intact.graph.ir import Graph, Node, fill_template
@@ -31,6 +32,9 @@ class FloatModel:
         opaque: submodules that could not be captured, by path, run as one float call.
         notes: what capture and the passes have to tell (path, sentence).
         equalization: by how many quarter octaves each channel of an edge was enlarged.
+        sources: the user's own parameters and buffers, from which ``params`` are made.
+        derived: how those parameters are made that are not simply the user's.
+        buffers: names among the sources that no optimizer may touch.
     """
 
     graph: Graph
@@ -40,6 +44,9 @@ class FloatModel:
     opaque: Mapping[str, nn.Module] = field(default_factory=dict)
     notes: tuple[tuple[str, str], ...] = ()
     equalization: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    sources: Mapping[str, Tensor] = field(default_factory=dict)
+    derived: Mapping[str, Derived] = field(default_factory=dict)
+    buffers: frozenset[str] = frozenset()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the captured model gives, in float."""
@@ -58,11 +65,36 @@ class FloatModel:
             for n in self.graph.inputs
         }
 
-    def with_graph(self, graph: Graph, params: Mapping[str, Tensor] | None = None) -> FloatModel:
-        """A copy with another graph, without parameters that nothing reads."""
+    def with_graph(
+        self, graph: Graph, params: Mapping[str, Tensor] | None = None, derived: Mapping[str, Derived] | None = None
+    ) -> FloatModel:
+        """A copy with another graph, without parameters that nothing reads.
+
+        Args:
+            graph: the new graph.
+            params: its parameters; a changed value that ``derived`` does not explain becomes a source of its own.
+            derived: how parameters are made from the sources.
+        """
         table = self.params if params is None else params
+        rules = self.derived if derived is None else derived
         used = {name for node in graph for name in node.params.values()}
-        return replace(self, graph=graph, params={k: v for k, v in table.items() if k in used})
+        sources = dict(self.sources or self.params)
+        changed = {k for k in used - rules.keys() if sources.get(k) is not table[k]}
+        changed |= {k for k in used & rules.keys() if derived is None and table[k] is not self.params.get(k)}
+        rules = {k: v for k, v in rules.items() if k in used - changed}
+        sources.update((k, table[k]) for k in changed)
+        needed = {leaf for name in used for leaf in leaves(rules.get(name, name))}
+        return replace(self, graph=graph, params={k: v for k, v in table.items() if k in used},
+                       sources={k: v for k, v in sources.items() if k in needed}, derived=rules)
+
+    def with_sources(self, sources: Mapping[str, Tensor]) -> FloatModel:
+        """A copy with other values of the user's parameters."""
+        params = {name: evaluate(self.derived.get(name, name), sources) for name in self.params}
+        return replace(self, params=params, sources=dict(sources))
+
+    def expr(self, name: str) -> Expr:
+        """How a parameter of the graph is made from the user's."""
+        return self.derived.get(name, name)
 
 
 def run_node(model: FloatModel, node: Node, xs: list[Tensor], batch: int) -> Tensor:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
+from intact.graph.derive import Derived, derivation, evaluate
 from intact.graph.float_model import FloatModel
 from intact.graph.ir import Node
 from intact.graph.passes.base import Pass
-from intact.graph.passes.fold_batch_norm import batch_norm_affine
+from intact.graph.passes.fold_batch_norm import batch_norm_affine, batch_norm_sources, split_sources
 
 __all__ = ["StandaloneBatchNorm"]
+
+
+@derivation("batch_norm_factor")
+def _factor(xs: Sequence[torch.Tensor], attrs: Mapping[str, Any]) -> torch.Tensor:
+    factor, _ = batch_norm_affine(split_sources(xs, attrs)[1], attrs["eps"])
+    return factor.reshape(-1, *[1] * (attrs["rank"] - 1))
+
+
+@derivation("batch_norm_offset")
+def _offset(xs: Sequence[torch.Tensor], attrs: Mapping[str, Any]) -> torch.Tensor:
+    return batch_norm_affine(split_sources(xs, attrs)[1], attrs["eps"])[1]
 
 
 class StandaloneBatchNorm(Pass):
@@ -25,29 +39,32 @@ class StandaloneBatchNorm(Pass):
 
     def run(self, model: FloatModel) -> FloatModel:
         """Rewrite every batch norm that is left."""
-        params, nodes = dict(model.params), []
+        params, derived, nodes = dict(model.params), dict(model.derived), []
         renamed: dict[str, str] = {}
         for node in model.graph:
             if node.op != "batch_norm":
                 nodes.append(node)
                 continue
-            nodes.extend(self._convolution(model, node, params))
+            nodes.extend(self._convolution(model, node, params, derived))
         graph = model.graph.rewritten(nodes, renamed)
-        return model.with_graph(graph, params)
+        return model.with_graph(graph, params, derived)
 
     def ensures(self, model: FloatModel) -> str | None:
         """No batch norm is left."""
         return next((n.name for n in model.graph if n.op == "batch_norm"), None)
 
-    def _convolution(self, model: FloatModel, node: Node, params: dict[str, torch.Tensor]) -> list[Node]:
-        factor, offset = batch_norm_affine(model, node)
+    def _convolution(
+        self, model: FloatModel, node: Node, params: dict[str, torch.Tensor], derived: dict[str, Derived]
+    ) -> list[Node]:
         rank = max(len(node.shape), 3)
         spatial = rank - 2
         weight, bias = f"{node.name}.factor", f"{node.name}.offset"
-        params[weight] = factor.to(torch.float32).reshape(-1, *[1] * (rank - 1))
-        params[bias] = offset.to(torch.float32)
+        norm, attrs = batch_norm_sources(model, node)
+        for name, rule in ((weight, "batch_norm_factor"), (bias, "batch_norm_offset")):
+            derived[name] = Derived(rule, norm, {**attrs, "rank": rank})
+            params[name] = evaluate(derived[name], model.sources or model.params)
         attrs = {"stride": [1] * spatial, "pad_begin": [0] * spatial, "pad_end": [0] * spatial,
-                 "dilation": [1] * spatial, "groups": int(factor.numel())}
+                 "dilation": [1] * spatial, "groups": params[bias].numel()}
         conv = replace(node, op="conv", params={"weight": weight, "bias": bias}, attrs=attrs)
         if len(node.shape) > 2:
             return [conv]

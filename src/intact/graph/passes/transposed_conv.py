@@ -9,12 +9,14 @@ r = (o + padding) mod s see the taps k = r, r + s, r + 2s, ... only, that is a c
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from intact.graph.derive import Derived, derivation, evaluate
 from intact.graph.float_model import FloatModel
 from intact.graph.ir import Dim, Node
 from intact.graph.passes.base import Pass
@@ -32,7 +34,7 @@ class TransposedConv(Pass):
 
     def run(self, model: FloatModel) -> FloatModel:
         """Rewrite every transposed convolution that can be."""
-        params, nodes, notes = dict(model.params), [], []
+        params, derived, nodes, notes = dict(model.params), dict(model.derived), [], []
         shapes = {n.name: n.shape for n in model.graph}
         for node in model.graph:
             if node.op != "conv_transpose":
@@ -43,9 +45,9 @@ class TransposedConv(Pass):
                 notes.append((node.path, f"transposed convolution left as it is: {why}"))
                 nodes.append(node)
             else:
-                nodes.extend(_rewrite(model, node, shapes[node.inputs[0]], params))
+                nodes.extend(_rewrite(model, node, shapes[node.inputs[0]], params, derived))
         graph = model.graph.rewritten(nodes)
-        return replace(model.with_graph(graph, params), notes=(*model.notes, *notes))
+        return replace(model.with_graph(graph, params, derived), notes=(*model.notes, *notes))
 
     def ensures(self, model: FloatModel) -> str | None:
         """What is left was refused."""
@@ -92,7 +94,19 @@ def _phase_weight(weight: Tensor, groups: int, stride: list[int], axes: list[dic
     return stacked.flatten(0, 2).contiguous()
 
 
-def _rewrite(model: FloatModel, node: Node, shape: tuple[Dim, ...], params: dict[str, Tensor]) -> list[Node]:
+@derivation("transposed_phases")
+def _phases(xs: Sequence[Tensor], attrs: Mapping[str, Any]) -> Tensor:
+    return _phase_weight(xs[0], attrs["groups"], attrs["stride"], attrs["axes"])
+
+
+@derivation("transposed_bias")
+def _repeated(xs: Sequence[Tensor], attrs: Mapping[str, Any]) -> Tensor:
+    return xs[0].repeat_interleave(attrs["phases"])
+
+
+def _rewrite(
+    model: FloatModel, node: Node, shape: tuple[Dim, ...], params: dict[str, Tensor], derived: dict[str, Derived]
+) -> list[Node]:
     a, weight = node.attrs, model.params[node.params["weight"]]
     n, stride, groups = len(a["stride"]), a["stride"], a["groups"]
     axes = [
@@ -104,11 +118,14 @@ def _rewrite(model: FloatModel, node: Node, shape: tuple[Dim, ...], params: dict
     for s in stride:
         phases *= s
     new_weight, roles = f"{node.params['weight']}@phases", {}
-    params[new_weight] = _phase_weight(weight, groups, stride, axes)
+    derived[new_weight] = Derived("transposed_phases", (model.expr(node.params["weight"]),),
+                                  {"groups": groups, "stride": list(stride), "axes": axes})
     roles["weight"] = new_weight
     if "bias" in node.params:
         roles["bias"] = f"{node.params['bias']}@phases"
-        params[roles["bias"]] = model.params[node.params["bias"]].repeat_interleave(phases)
+        derived[roles["bias"]] = Derived("transposed_bias", (model.expr(node.params["bias"]),), {"phases": phases})
+    for name in roles.values():
+        params[name] = evaluate(derived[name], model.sources or model.params)
     channels = weight.shape[1] * groups
     folded = {"activation": a["activation"]} if "activation" in a else {}
     conv = replace(
