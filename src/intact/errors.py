@@ -10,6 +10,7 @@ __all__ = [
     "IntactError",
     "NonFiniteError",
     "PlanError",
+    "TrainingError",
 ]
 
 
@@ -58,6 +59,10 @@ class CalibrationError(IntactError):
 
 class NonFiniteError(CalibrationError):
     """A NaN or an infinity appeared at a named site."""
+
+
+class TrainingError(IntactError):
+    """Training went wrong at a named site, or was set up so that it would."""
 
 
 class ExportError(IntactError):

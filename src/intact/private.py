@@ -3,16 +3,24 @@
 * ``torch._int_mm``: torch has no public integer matrix product that is faster than a scalar loop. It is used only
   where :func:`int8_matmul` has found, once in a process, that its results equal the scalar loop's on codes that
   expose 16-bit saturation (x86 without VNNI) and on odd sizes; else the loop is used.
+* ``Tensor._version``: the only way to learn that a tensor was written to in place, so that a model whose weights
+  changed after they were turned into codes is never evaluated with stale codes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-__all__ = ["int8_matmul"]
+__all__ = ["fingerprint", "int8_matmul"]
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
+    """Changes whenever one of the tensors is replaced or written to in place (not through ``.data``)."""
+    return tuple((t.data_ptr(), t._version) for t in tensors)
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:

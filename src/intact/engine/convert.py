@@ -34,9 +34,15 @@ def convert(qfloat: QFloatModel) -> QModel:
     if not isinstance(qfloat, QFloatModel):
         raise CalibrationError("convert takes a calibrated QFloat model", got=type(qfloat).__name__,
                                fix="call intact.prepare and intact.calibrate first")
+    if qfloat.training:
+        raise CalibrationError("the model is in training mode", fix="call qfloat.eval() before convert")
+    if qfloat.calibrated and not qfloat.exact:
+        off = [n for n, q in (*qfloat.edge_quantizers.items(), *qfloat.weight_quantizers.items()) if not q.enabled]
+        raise CalibrationError("fake quantization is switched off", where=", ".join(off[:5]),
+                               got=f"{len(off)} quantizers", fix="call intact.enable_fake_quant(qfloat)")
     bound, model = qfloat.bound, qfloat.float_model
     kept = {name for node in model.graph if node.name not in bound.kernels for name in node.params.values()}
-    float_params = {k: v.detach().clone() for k, v in model.params.items() if k in kept}
+    float_params = {k: v.detach().cpu().clone() for k, v in model.params.items() if k in kept}
     bindings = {name: kernel.binding for name, kernel in bound.kernels.items()}
     return QModel(model.graph, model.signature, qfloat.plan.target, bindings, bound.qparams, float_params,
                   model.opaque, _info(qfloat), qfloat.samples or model.example)

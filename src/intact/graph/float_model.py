@@ -103,10 +103,15 @@ def run_node(model: FloatModel, node: Node, xs: list[Tensor], batch: int) -> Ten
     if node.op == "aten":
         return run_aten(xs, params, node.attrs, batch)
     if node.op == "opaque":
-        result = model.opaque[node.attrs["module"]](*xs)
-        index = node.attrs.get("index")
-        return result if index is None else result[index]  # type: ignore[no-any-return]
+        return run_opaque(model, node, xs)
     return run_float(node.op, xs, params, node.attrs, batch)
+
+
+def run_opaque(model: FloatModel, node: Node, xs: list[Tensor]) -> Tensor:
+    """A submodule that could not be captured, as one float call."""
+    result = model.opaque[node.attrs["module"]](*xs)
+    index = node.attrs.get("index")
+    return result if index is None else result[index]  # type: ignore[no-any-return]
 
 
 def last_uses(graph: Graph) -> dict[str, list[str]]:

@@ -28,7 +28,7 @@ class _WeightedKernel(Kernel):
         if binding.weight is None:
             raise PlanError("a weighted kernel has no weight", where=binding.where)
         (qx,) = binding.inputs
-        self.codes = binding.weight.codes
+        self.codes = binding.weight.centred()
         self.zero = int(qx.zero_point)
         bounds = accumulator_bounds(self.codes, self.zero, qx.qtype.qmin, qx.qtype.qmax)
         if binding.bias is not None:

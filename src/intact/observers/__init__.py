@@ -11,7 +11,7 @@ from intact.observers.minmax import MinMax
 from intact.observers.moving_average import MovingAverage
 from intact.observers.mse import Mse, best_range, expected_error
 from intact.observers.percentile import Percentile
-from intact.observers.ranges import range_to_qparams, saturates
+from intact.observers.ranges import affine_parameters, range_to_qparams, saturates
 from intact.observers.registry import OBSERVERS, make_observer, register_observer
 from intact.observers.weights import weight_qparams
 
@@ -26,6 +26,7 @@ __all__ = [
     "Mse",
     "Observer",
     "Percentile",
+    "affine_parameters",
     "best_range",
     "expected_error",
     "make_observer",

@@ -22,10 +22,14 @@ class WeightSpec:
     granularity: Granularity
     observer: Literal["minmax", "mse"] = "mse"
     bias_correction: bool = True
+    symmetric: bool = True
+    quantizer: str = "observed"
 
     def __str__(self) -> str:
         corrected = ", bias corrected" if self.bias_correction else ""
-        return f"{self.qtype} {self.granularity}, {self.observer}{corrected}"
+        affine = "" if self.symmetric else " affine"
+        learned = "" if self.quantizer == "observed" else f", trained by {self.quantizer}"
+        return f"{self.qtype} {self.granularity}{affine}, {self.observer}{corrected}{learned}"
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,9 @@ def _weights(
         chosen: Literal["minmax", "mse"] = "minmax" if how.weight_bits >= 8 else "mse"
         if how.weight_observer != "auto":
             chosen = how.weight_observer
-        spec = WeightSpec(qtype, granularity, chosen, how.bias_correction)
+        single = model.params[node.params["weight"]][0].numel() == 1  # one weight a channel: nothing is rounded
+        spec = WeightSpec(qtype, granularity, "minmax" if single else chosen, how.bias_correction,
+                          how.weight_symmetric, "observed" if single else how.weight_quantizer)
         name = node.params["weight"]
         if name in specs and specs[name][0] != spec:
             raise PlanError("two rules contradict each other on a shared weight", where=name,

@@ -92,6 +92,9 @@ class Float:
 
 FLOAT = Float()
 
+#: what moves the parameters of codes while a QFloat model is trained
+EDGE_QUANTIZERS = ("observed", "lsq", "lsq+", "tqt", "pact", "dorefa")
+WEIGHT_QUANTIZERS = ("observed", "lsq", "lsq+", "tqt", "dorefa")
 
 _PER_CHANNEL = PerChannel(0)
 
@@ -101,7 +104,7 @@ class Quant:
     """How nodes are quantized.
 
     Args:
-        weight_bits, activation_bits: 2 to 16; what the target cannot run is refused by the plan.
+        weight_bits, activation_bits: 2 to 16; what the target cannot run is refused by the plan. Both 32: float.
         weight_granularity: :class:`PerChannel` (of the output channels) or :class:`PerTensor`.
         weight_symmetric: zero point 0 for weights.
         activation_symmetric: zero point in the middle for activations.
@@ -111,6 +114,9 @@ class Quant:
             ``"moving_average"``.
         bias_correction: let the integer bias take up the mean of what rounding the weights does to the output
             (Nagel et al., "Data-free quantization through weight equalization and bias correction", 2019).
+        weight_quantizer, activation_quantizer: what moves the parameters in training: ``"observed"`` (ranges follow
+            the data), ``"lsq"``, ``"lsq+"`` (zero point as well), ``"tqt"`` (powers of two), ``"pact"``
+            (activations only), ``"dorefa"``.
 
     Activation settings hold for what the nodes read; of readers that disagree, the one with more bits wins.
     """
@@ -123,12 +129,25 @@ class Quant:
     weight_observer: Literal["auto", "minmax", "mse"] = "auto"
     activation_observer: str = "mse"
     bias_correction: bool = True
+    weight_quantizer: str = "observed"
+    activation_quantizer: str = "observed"
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits"):
             bits = getattr(self, name)
-            if not isinstance(bits, int) or not 2 <= bits <= 16:
-                raise PlanError(f"{name} is out of range", got=bits, allowed="2 to 16", fix="use FLOAT for 32 bits")
+            if bits == 1:
+                raise PlanError("binary networks are not affine codes", where=name, got=1, allowed="2 to 16, or 32",
+                                fix="take 2 bits, or leave the layer in float")
+            if not isinstance(bits, int) or not (2 <= bits <= 16 or bits == 32):
+                raise PlanError(f"{name} is out of range", got=bits, allowed="2 to 16, or 32 (float)")
+        if (self.weight_bits == 32) != (self.activation_bits == 32):
+            raise PlanError("weights and activations are either both codes or both float",
+                            got=f"W{self.weight_bits}A{self.activation_bits}", fix="take 2 to 16 bits for both")
+        for name, allowed in (("weight_quantizer", WEIGHT_QUANTIZERS), ("activation_quantizer", EDGE_QUANTIZERS)):
+            if getattr(self, name) not in allowed:
+                near = difflib.get_close_matches(str(getattr(self, name)), allowed, n=1, cutoff=0.3)
+                raise PlanError(f"unknown {name}", got=getattr(self, name), allowed=", ".join(allowed),
+                                fix=f"did you mean {near[0]!r}?" if near else None)
         if self.weight_observer not in ("auto", "minmax", "mse"):
             raise PlanError("unknown weight observer", got=self.weight_observer, allowed="auto, minmax, mse")
         if self.activation_observer not in OBSERVERS:
@@ -178,6 +197,10 @@ class Recipe:
                             allowed="a tuple or list of Rule", fix="write rules=(rule,), with the comma")
 
 
+def _float_at_32(how: How) -> How:
+    return FLOAT if isinstance(how, Quant) and how.weight_bits == 32 else how
+
+
 def match_rules(recipe: Recipe, graph: Graph) -> dict[str, How]:
     """How each node is to be treated.
 
@@ -191,8 +214,8 @@ def match_rules(recipe: Recipe, graph: Graph) -> dict[str, How]:
             if rule.where.contains(node, graph):
                 hits[i] += 1
                 wins[i] += node.name not in chosen
-                chosen.setdefault(node.name, rule.how)
-        chosen.setdefault(node.name, recipe.default)
+                chosen.setdefault(node.name, _float_at_32(rule.how))
+        chosen.setdefault(node.name, _float_at_32(recipe.default))
     for rule, count, won in zip(recipe.rules, hits, wins, strict=True):
         if count and not won:
             raise PlanError("a rule never applies", where=str(rule),

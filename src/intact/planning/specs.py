@@ -76,7 +76,9 @@ def _free(node: Node, how: Quant, target: Target) -> Free:
         )
         clip = (low, high) if low <= 0.0 <= high else None
     qtype = QType(how.activation_bits, signed=False)
-    return Free(qtype, symmetric=how.activation_symmetric, observer=how.activation_observer, clip=clip)
+    symmetric = how.activation_symmetric or how.activation_quantizer in ("tqt", "pact")  # their zero point is fixed
+    return Free(qtype, symmetric=symmetric, observer=how.activation_observer, clip=clip,
+                quantizer=how.activation_quantizer)
 
 
 def _joined(

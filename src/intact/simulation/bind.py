@@ -39,6 +39,8 @@ def bind(
     means: Mapping[str, Tensor] | None = None,
     shifts: Mapping[str, Tensor] | None = None,
     weights: Mapping[str, QTensor] | None = None,
+    trained: Mapping[str, QParams] | None = None,
+    nearest: bool = False,
 ) -> Bound:
     """Quantize weights and biases and bind every integer kernel.
 
@@ -50,6 +52,8 @@ def bind(
         shifts: what else is to be taken off the bias, by node.
         means: mean of each channel (axis 1; the last one for linear layers) of the edges that layers read; with
             them the bias takes up the mean error of the rounded weights.
+        trained: parameters of weights that training has found, by name.
+        nearest: round every weight to the nearest code, as training does.
 
     Raises:
         CalibrationError: if a bias or a weight cannot be expressed.
@@ -57,7 +61,7 @@ def bind(
     graph, known = plan.graph, dict(qparams)
     notes: list[tuple[str, str]] = []
     if weights is None:
-        weights = _quantized_weights(plan, params, known, notes)
+        weights = _quantized_weights(plan, params, known, notes, trained or {}, nearest)
     kernels: dict[str, Kernel] = {}
     for node in graph:
         if not plan.decisions[node.name].integer:
@@ -79,7 +83,8 @@ def bind(
 
 
 def _quantized_weights(
-    plan: Plan, params: Mapping[str, Tensor], qparams: Mapping[str, QParams], notes: list[tuple[str, str]]
+    plan: Plan, params: Mapping[str, Tensor], qparams: Mapping[str, QParams], notes: list[tuple[str, str]],
+    trained: Mapping[str, QParams], nearest: bool,
 ) -> dict[str, QTensor]:
     """One quantized tensor for each storage, whose scales suit every layer that reads it."""
     readers: dict[str, list[Node]] = {}
@@ -92,14 +97,16 @@ def _quantized_weights(
         if not bool(torch.isfinite(weight).all()):
             raise CalibrationError("a weight is not finite", where=name,
                                    got=f"{int((~torch.isfinite(weight)).sum())} values")
-        found = weight_qparams(weight, spec.qtype, spec.granularity, method=spec.observer)
+        found = trained.get(name) or weight_qparams(
+            weight, spec.qtype, spec.granularity, method=spec.observer, symmetric=spec.symmetric
+        )
         floor = _scale_floor(nodes, params, qparams, found)
         raised = found.scale < floor
         if bool(raised.any()):
             notes.append((name, f"scale of {int(raised.sum())} channel(s) raised so that the int32 bias and the "
                                 "multiplier can be expressed"))
             found = replace(found, scale=torch.maximum(found.scale, floor))
-        kernels = all(n.op == "conv" for n in nodes)
+        kernels = not nearest and all(n.op == "conv" for n in nodes)
         result[name] = quantize_kernel_weight(weight, found) if kernels else quantize_weight(weight, found)
     return result
 
@@ -140,7 +147,7 @@ def _bias_codes(
                                got=float(scale.max()), fix="leave this layer in float")
     granularity = PerChannel(0) if scale.ndim else PerTensor()
     q = QParams(scale, torch.zeros(scale.shape, dtype=torch.int32), INT32, granularity)
-    bounds = accumulator_bounds(weight.codes, int(qx.zero_point), qx.qtype.qmin, qx.qtype.qmax)
+    bounds = accumulator_bounds(weight.centred(), int(qx.zero_point), qx.qtype.qmin, qx.qtype.qmax)
     room = (2.0**31 - 1 - bounds).clamp(min=0.0) if arithmetic.accumulator_bits == 32 else bounds * 0 + 2.0**31 - 1
     codes = quantize_weight(bias, q).codes.to(torch.float64)
     limited = codes.clamp(min=-room, max=room)

@@ -6,16 +6,21 @@ from intact.errors import PlanError
 from intact.graph import FloatModel
 from intact.planning import Plan
 from intact.simulation.qfloat import QFloatModel
+from intact.simulation.schedule import Schedule
 
 __all__ = ["prepare"]
 
 
-def prepare(model: FloatModel, plan: Plan) -> QFloatModel:
+def prepare(model: FloatModel, plan: Plan, *, schedule: Schedule | None = None) -> QFloatModel:
     """The model with an observer on every edge that needs its own parameters.
 
     Args:
         model: a captured model; not changed, its parameters are copied.
         plan: a plan of this very model.
+        schedule: when training observes, quantizes and freezes; by default from the first step, and never.
+
+    Returns:
+        The model in evaluation mode.
 
     Raises:
         PlanError: if the plan is of another model.
@@ -33,4 +38,4 @@ def prepare(model: FloatModel, plan: Plan) -> QFloatModel:
     if plan.graph != model.graph:
         raise PlanError("the plan was made for another model", got=f"a plan of {len(plan.graph.nodes)} nodes",
                         allowed=f"a plan of these {len(model.graph.nodes)} nodes", fix="plan this model")
-    return QFloatModel(model, plan)
+    return QFloatModel(model, plan, schedule)

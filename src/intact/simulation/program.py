@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -75,7 +76,7 @@ class Program:
         batch = check_inputs(self.graph, inputs)
         state = State(self, integer, tap)
         dying = last_uses(self.graph)
-        with torch.no_grad():
+        with torch.no_grad(), _plain_arithmetic(inputs):
             for node in self.graph:
                 if node.op == "input":
                     state.floats[node.name] = inputs[node.name]
@@ -92,6 +93,22 @@ class Program:
                 for name in dying.get(node.name, ()):
                     state.free(name)
             return {name: state.float_of(name) for name in self.graph.outputs}
+
+
+@contextmanager
+def _plain_arithmetic(inputs: Mapping[str, Tensor]) -> Iterator[None]:
+    """float32 means float32: no autocast, and no tf32, which rounds codes of more than 11 bits."""
+    device = next((x.device.type for x in inputs.values()), "cpu")
+    with torch.autocast(device, enabled=False):
+        if device != "cuda":
+            yield
+            return
+        allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed
 
 
 def value_tables(

@@ -1,67 +1,111 @@
-"""The simulated model: float parameters under the user's names, deployed arithmetic in the forward."""
+"""The simulated model: the user's parameters under their names, deployed arithmetic in the forward; trainable."""
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from intact import dist
 from intact.errors import CalibrationError
 from intact.graph import FloatModel, Node
 from intact.graph.float_model import run_node
+from intact.graph.ir import fill_template
+from intact.graph.signature import check_inputs
 from intact.observers import Observer, make_observer
 from intact.planning import Plan
+from intact.private import fingerprint
 from intact.simulation.bind import Bound, bind
+from intact.simulation.checkpoint import Checkpointed
 from intact.simulation.program import Program
+from intact.simulation.quantizer import EdgeQuantizer, edge_quantizer
+from intact.simulation.schedule import Schedule
+from intact.simulation.training import Layout, TrainingPass, folded_factor
+from intact.simulation.tree import child, graft, tensor_at
+from intact.simulation.weight_quantizer import WeightQuantizer, weight_quantizer
 from intact.types import Fixed, Free, Joined, QParams, Shared
 
 __all__ = ["QFloatModel"]
 
 
-class QFloatModel(nn.Module):
-    """A prepared model: observes in calibration, then simulates the integer model bit for bit.
+class QFloatModel(Checkpointed):
+    """A prepared model: observes in calibration, simulates the integer model bit for bit, and can be trained.
 
-    Before calibration ``forward`` runs in float. After it, ``forward`` gives what the integer model gives, and
-    :meth:`codes` the codes of every edge. Parameters have the user's names in ``state_dict``.
+    In evaluation mode ``forward`` gives exactly what the integer model gives (float before calibration), and
+    :meth:`codes` the codes of every edge. In training mode values and weights are put on the grids of their codes
+    with straight-through gradients, and batch norms use the statistics of the batch. ``state_dict`` has the user's
+    parameter names, and what belongs to quantization under ``_quantizers``.
+
+    Args:
+        model: a captured model; its parameters are copied.
+        plan: of this model.
+        schedule: when training observes, quantizes and freezes.
     """
 
-    def __init__(self, model: FloatModel, plan: Plan) -> None:
+    def __init__(self, model: FloatModel, plan: Plan, schedule: Schedule | None = None) -> None:
         super().__init__()
-        self._float = model
-        self.plan = plan
-        for name, value in model.params.items():
-            _register(self, name, value.clone())
+        self.plan, self.schedule = plan, schedule or Schedule()
+        for name, value in model.sources.items():
+            graft(self, name, value.clone() if name in model.buffers else nn.Parameter(value.clone()))
+        opaque = {path: graft(self, path, copy.deepcopy(module)) for path, module in model.opaque.items()}
+        nothing = torch.empty(0)
+        self._float = replace(model, params=dict.fromkeys(model.params, nothing), sources={}, opaque=opaque)
+        self._names = tuple(model.sources)
+        self._layout = Layout(self._float, plan)
+        child(self, "_quantizers", _quantizers(model, plan))
         self._observers: dict[str, Observer] = {}
         #: edge that a corrected layer reads -> (sum of each channel in float64, number of values summed)
         self.channel_sums: dict[str, tuple[Tensor, int]] = {}
         #: a few calibration samples, by input name
         self.samples: dict[str, Tensor] = {}
         self._bound: Bound | None = None
+        self._program: Program | None = None
+        self._seen_tensors: tuple[tuple[int, int], ...] = ()
         self.reset_observers()
+        self.eval()
+
+    # -- parts ------------------------------------------------------------------------------
+
+    def edge_quantizer(self, name: str) -> EdgeQuantizer:
+        """The quantizer of an edge: its own, or that of the concatenation which it joins."""
+        spec = self.plan.edges[name]
+        if isinstance(spec, Joined) and self._joins.get(name):
+            name = spec.group
+        return self.edge_quantizers[name]
+
+    @property
+    def observers(self) -> Mapping[str, Observer]:
+        """Calibration observers by edge name."""
+        return self._observers
+
+    @property
+    def float_model(self) -> FloatModel:
+        """The captured model with this module's current parameters, batch norms folded."""
+        return self._float.with_sources(self._sources())
+
+    def _sources(self) -> dict[str, Tensor]:
+        return {name: tensor_at(self, name) for name in self._names}
 
     # -- calibration ------------------------------------------------------------------------
 
     @property
     def calibrated(self) -> bool:
-        """True once every edge has its parameters."""
-        return self._bound is not None
-
-    @property
-    def observers(self) -> Mapping[str, Observer]:
-        """Observers by edge name."""
-        return self._observers
-
-    @property
-    def float_model(self) -> FloatModel:
-        """The captured model with this module's current parameters."""
-        return self._float.with_graph(self._float.graph, dict(self._tensors()))
+        """True once every edge has parameters, from calibration or from training."""
+        return all(q.known for q in self.edge_quantizers.values()) and bool(self._trained or self._calibrated)
 
     def reset_observers(self) -> None:
         """Forget everything that was observed; the model is uncalibrated after."""
-        self._bound = None
+        self._forget()
+        self._calibrated, self._trained, self._joins = False, False, {}
+        self._corrections.clear()
         self.channel_sums = {}
+        for quantizer in self.edge_quantizers.values():
+            quantizer.known = quantizer.seen = False
         self._observers = {
             name: make_observer(_free(spec).observer)
             for name, spec in self.plan.edges.items()
@@ -74,10 +118,29 @@ class QFloatModel(nn.Module):
         Raises:
             CalibrationError: if an observer saw nothing, or a number cannot be expressed.
         """
-        self._edges = self._edge_params()
-        self._means = {name: total / count for name, (total, count) in self.channel_sums.items()}
-        self._shifts: dict[str, Tensor] = {}
-        self._bound = bind(self.plan, dict(self._tensors()), self._edges, self._means)
+        self._forget()
+        self._corrections.clear()
+        for name, spec in self.plan.edges.items():
+            if isinstance(spec, (Free, Joined)):
+                observer = self._observers[name]
+                if not observer.count:
+                    raise CalibrationError("an edge saw no data", where=name, fix="calibrate with data that reaches it")
+                self.edge_quantizers[name].initialise(observer.qparams(_free(spec)))
+        self._decide_joins()
+        params = self._folded()
+        for name, weights in self.weight_quantizers.items():
+            weights.initialise(params[name], self._gauge(name))
+        for name, (total, count) in self.channel_sums.items():
+            self._corrections.set("mean", name, total / count)
+        self._calibrated, self._trained = True, False
+        self._bind()
+
+    def _decide_joins(self) -> None:
+        """Which operands of concatenations take the scale of the result: once, when the ranges are first known."""
+        found = {name: q.qparams() for name, q in self.edge_quantizers.items()}
+        for name, spec in self.plan.edges.items():
+            if isinstance(spec, Joined):
+                self._joins[name] = _joins(found[name], found[spec.group], spec)
 
     def shift_biases(self, shifts: Mapping[str, Tensor]) -> None:
         """Take systematic errors (per node and channel) off the biases, and bind anew.
@@ -86,21 +149,21 @@ class QFloatModel(nn.Module):
             CalibrationError: before calibration.
         """
         before = self.bound
-        self._shifts = {**self._shifts, **{k: self._shifts.get(k, 0.0) + v for k, v in shifts.items()}}
-        bound = bind(self.plan, dict(self._tensors()), self._edges, self._means, self._shifts, before.weights)
-        self._bound = replace(bound, notes=tuple(dict.fromkeys((*before.notes, *bound.notes))))
+        for name, shift in shifts.items():
+            self._corrections.set("shift", name, self._corrections.get("shift", name) + shift)
+        self._bind(before.weights)
+        self._bound = replace(self.bound, notes=tuple(dict.fromkeys((*before.notes, *self.bound.notes))))
+
+    # -- binding ----------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        self._bound = self._program = None
 
     def _edge_params(self) -> dict[str, QParams]:
         found: dict[str, QParams] = {}
         for name, spec in self.plan.edges.items():
             if isinstance(spec, (Free, Joined)):
-                observer = self._observers[name]
-                if not observer.count:
-                    raise CalibrationError("an edge saw no data", where=name, fix="calibrate with data that reaches it")
-                found[name] = observer.qparams(_free(spec))
-        for name, spec in self.plan.edges.items():
-            if isinstance(spec, Joined) and _joins(found[name], found[spec.group], spec):
-                found[name] = found[spec.group]
+                found[name] = self.edge_quantizer(name).qparams()
         for node in self.plan.graph:  # sources come before those that share with them
             edge = self.plan.edges.get(node.name)
             if isinstance(edge, Shared):
@@ -109,7 +172,57 @@ class QFloatModel(nn.Module):
                 found[node.name] = edge.qparams
         return found
 
-    # -- running ----------------------------------------------------------------------------
+    def _folded(self) -> dict[str, Tensor]:
+        """Parameters of the graph on the CPU, where codes are made the same for every device."""
+        params = {k: v.detach().cpu() for k, v in self.float_model.params.items()}
+        wrong = [k for k, v in params.items() if v.is_floating_point() and v.dtype != torch.float32]
+        if wrong:
+            raise CalibrationError("a parameter is not float32", where=wrong[0], got=params[wrong[0]].dtype,
+                                   fix="keep the QFloat model in float32; use torch.autocast for mixed precision")
+        return params
+
+    def _gauge(self, name: str) -> Tensor | None:
+        """Magnitude of the factors that a batch norm multiplies a weight with."""
+        for node, weight in self._layout.weights.items():
+            site = self._layout.sites.get(node)
+            if weight == name and site is not None and site.weight is not None:
+                sources = {k: v.detach().cpu() for k, v in self._sources().items()}
+                norm = {r: sources[e] for r, e in site.roles.items() if isinstance(e, str)}
+                return folded_factor(norm, site.eps).abs()
+        return None
+
+    def _bind(self, weights: Any = None) -> None:
+        if not self._joins:
+            self._decide_joins()
+        params, trained = self._folded(), {}
+        for name, quantizer in self.weight_quantizers.items():
+            if self._trained or quantizer.binds:
+                trained[name] = quantizer.qparams(params[name], self._gauge(name))
+            params[name] = quantizer.transform(params[name]).detach()
+        means = {} if self._trained else self._corrections.all("mean")
+        shifts = {} if self._trained else self._corrections.all("shift")
+        self._bound = bind(self.plan, params, self._edge_params(), means, shifts, weights, trained, self._trained)
+        self._program = None
+        self._seen_tensors = fingerprint(self._watched())
+
+    def _watched(self) -> list[Tensor]:
+        return [*self.parameters(), *self.buffers()]
+
+    @property
+    def bound(self) -> Bound:
+        """Kernels, parameters of edges, and notes on what was adjusted; made anew when a parameter has changed.
+
+        Raises:
+            CalibrationError: before calibration.
+        """
+        if not self.calibrated:
+            missing = [n for n, q in self.edge_quantizers.items() if not q.known]
+            raise CalibrationError("the model is not calibrated", got=f"{len(missing)} edges without data",
+                                   fix="call intact.calibrate(qfloat, data) first, or train it")
+        if self._bound is None or self._seen_tensors != fingerprint(self._watched()):
+            self._bind()
+        assert self._bound is not None
+        return self._bound
 
     @property
     def program(self) -> Program:
@@ -119,33 +232,96 @@ class QFloatModel(nn.Module):
             CalibrationError: before calibration.
         """
         bound = self.bound
+        if self._program is None:
+            model = self.float_model
 
-        def step(node: Node, xs: list[Tensor], batch: int) -> Tensor:
-            return run_node(model, node, xs, batch)
+            def step(node: Node, xs: list[Tensor], batch: int) -> Tensor:
+                return run_node(model, node, xs, batch)
 
-        model = self.float_model
-        return Program(model.graph, model.signature, bound.kernels, bound.qparams, self.plan.target.arithmetic, step)
+            self._program = Program(model.graph, model.signature, bound.kernels, bound.qparams,
+                                    self.plan.target.arithmetic, step)
+        return self._program
+
+    # -- running ----------------------------------------------------------------------------
 
     @property
-    def bound(self) -> Bound:
-        """Kernels, parameters of edges, and notes on what was adjusted."""
-        if self._bound is None:
-            raise CalibrationError("the model is not calibrated", got=f"{len(self._observers)} observers without data",
-                                   fix="call intact.calibrate(qfloat, data) first")
-        return self._bound
+    def exact(self) -> bool:
+        """True if evaluation gives the integer model's numbers: calibrated, and nothing is switched off."""
+        switched_on = all(q.enabled for q in (*self.edge_quantizers.values(), *self.weight_quantizers.values()))
+        return self.calibrated and switched_on
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the integer model gives; in float before calibration."""
-        if self._bound is None:
+        """Training mode: differentiable. Evaluation: what the integer model gives; in float before calibration."""
+        if self.training:
+            return self._train(args, kwargs)
+        if self.exact:
+            return self.program.run(args, kwargs, integer=False)
+        if not self.calibrated:
             return self.float_model(*args, **kwargs)
-        return self.program.run(args, kwargs, integer=False)
+        return self._simulate(args, kwargs, observe=False, quantize=True, statistics=False)
 
     def codes(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Codes of every edge by name, computed on float carriers."""
         return self.program.codes(args, kwargs, integer=False)
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: _lookup(self, name) for name in self._float.params}
+    @torch.compiler.disable
+    def _advance(self) -> tuple[bool, bool, bool]:
+        """Count a step, and say what happens in it: observe, quantize, batch statistics."""
+        now, plan = self.step, self.schedule
+        if now == 0:
+            dist.check_same("plan", self.plan_text())
+        if plan.freezes_ranges(now):
+            self.freeze_ranges()
+        self.step, self._trained = now + 1, True
+        return plan.observes(now), plan.quantizes(now), not (plan.freezes_batch_norm(now) or self.batch_norm_frozen)
+
+    def freeze_ranges(self) -> None:
+        """Fix scale and zero point of every edge and the scales of weights, whatever an optimizer does."""
+        for quantizer in self.edge_quantizers.values():
+            if quantizer.known and not quantizer.frozen:
+                quantizer.freeze()
+        for weights in self.weight_quantizers.values():
+            if weights.known and not weights.frozen:
+                weights.freeze()
+
+    def freeze_batch_norm(self, frozen: bool = True) -> None:
+        """Let batch norms use their running statistics while training, and keep them."""
+        self.batch_norm_frozen = frozen
+
+    def _train(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        observe, quantize, statistics = self._advance()
+        return self._simulate(args, kwargs, observe=observe, quantize=quantize, statistics=statistics)
+
+    def _simulate(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, observe: bool, quantize: bool, statistics: bool,
+        tap: Any = None,
+    ) -> Any:
+        inputs = self._float.signature.bind(args, kwargs)
+        graph = self._float.graph
+        run = TrainingPass(self._layout, self._sources(), self.edge_quantizer, self.weight_quantizers,
+                           check_inputs(graph, inputs), observe, quantize, statistics, self._momentum, tap)
+        return fill_template(graph.output, run.run(inputs))
+
+    def _momentum(self, own: float | None) -> float:
+        override = self.schedule.batch_norm_momentum
+        if override is not None:
+            return override
+        return own if own is not None else 1.0 / max(1, self.step)
+
+    def __repr__(self) -> str:
+        state = "calibrated" if self.calibrated else "not calibrated"
+        return f"QFloatModel(target={self.plan.target.name!r}, {len(self.plan.graph.nodes)} nodes, {state})"
+
+
+def _quantizers(model: FloatModel, plan: Plan) -> nn.Module:
+    edges: dict[str, EdgeQuantizer] = {}
+    for name, spec in plan.edges.items():
+        if isinstance(spec, (Free, Joined)):
+            edges[name] = edge_quantizer(_free(spec), name)
+    weights: dict[str, WeightQuantizer] = {
+        name: weight_quantizer(spec, model.params[name].shape[0], name) for name, spec in plan.weights.items()
+    }
+    return Checkpointed.container(edges, weights, model, plan)
 
 
 def _free(spec: Free | Joined) -> Free:
@@ -156,27 +332,4 @@ def _joins(own: QParams, group: QParams, spec: Joined) -> bool:
     """Ranges of like size; and a folded activation must still be the saturation of the codes."""
     if spec.own.clip is not None and int(group.zero_point) != int(own.zero_point):
         return False
-    return float(own.scale) * spec.max_ratio >= float(group.scale)
-
-
-def _register(root: nn.Module, name: str, value: Tensor) -> None:
-    """Register a parameter (floating) or a buffer under a dotted name."""
-    *parents, leaf = name.split(".")
-    module = root
-    for part in parents:
-        if not hasattr(module, part):
-            module.add_module(part, nn.Module())
-        module = getattr(module, part)
-    if value.is_floating_point():
-        module.register_parameter(leaf, nn.Parameter(value))
-    else:
-        module.register_buffer(leaf, value)
-
-
-def _lookup(root: nn.Module, name: str) -> Tensor:
-    *parents, leaf = name.split(".")
-    module = root
-    for part in parents:
-        module = getattr(module, part)
-    value: Tensor = getattr(module, leaf)
-    return value
+    return math.isfinite(float(own.scale)) and float(own.scale) * spec.max_ratio >= float(group.scale)

@@ -16,7 +16,8 @@ class Free:
     """Parameters of its own, found by an observer.
 
     ``clip`` bounds the range to be encoded: an activation function folded into the producer (ReLU
-    gives ``(0, inf)``) makes the codes outside it useless.
+    gives ``(0, inf)``) makes the codes outside it useless. ``quantizer`` says what moves the
+    parameters in training.
     """
 
     qtype: QType
@@ -24,11 +25,13 @@ class Free:
     symmetric: bool = False
     observer: str = "mse"
     clip: tuple[float, float] | None = None
+    quantizer: str = "observed"
 
     def __str__(self) -> str:
         kind = "symmetric" if self.symmetric else "affine"
         within = f" within [{self.clip[0]:g}, {self.clip[1]:g}]" if self.clip else ""
-        return f"{self.qtype} {self.granularity} {kind}, {self.observer}{within}"
+        learned = "" if self.quantizer == "observed" else f", trained by {self.quantizer}"
+        return f"{self.qtype} {self.granularity} {kind}, {self.observer}{within}{learned}"
 
 
 @dataclass(frozen=True)

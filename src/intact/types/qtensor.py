@@ -32,6 +32,13 @@ class QTensor:
                 allowed=self.qparams.qtype.storage,
             )
 
+    def centred(self) -> torch.Tensor:
+        """Codes minus zero point: the codes themselves where that is 0, else in a wider integer dtype."""
+        if not bool(self.qparams.zero_point.any()):
+            return self.codes
+        wide = torch.int16 if self.qparams.qtype.bits <= 14 else torch.int32
+        return self.codes.to(wide) - self.qparams.broadcast(self.codes.ndim)[1].to(wide)
+
     def dequantize(self) -> torch.Tensor:
         """``(q - zero_point) * scale`` in float32, one rounding (the product)."""
         scale, zero = self.qparams.broadcast(self.codes.ndim)

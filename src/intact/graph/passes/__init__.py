@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from intact.graph.passes.base import Pass, transform
 from intact.graph.passes.equalize import EqualizeChannels
-from intact.graph.passes.fold_batch_norm import FoldBatchNorm
+from intact.graph.passes.fold_batch_norm import FoldBatchNorm, split_sources
 from intact.graph.passes.fuse_activation import FuseActivation
 from intact.graph.passes.order_operands import OrderOperands
 from intact.graph.passes.standalone_batch_norm import StandaloneBatchNorm
@@ -20,6 +20,7 @@ __all__ = [
     "StandaloneBatchNorm",
     "TransposedConv",
     "repeated_passes",
+    "split_sources",
     "transform",
 ]
 

@@ -1,0 +1,187 @@
+"""The forward pass of training: the graph in floats, every edge and weight on the grid of its codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intact.graph import FloatModel, Graph, Node
+from intact.graph.derive import Expr, evaluate
+from intact.graph.float_model import last_uses, run_opaque
+from intact.graph.float_ops import run_float
+from intact.graph.generic import run_aten
+from intact.planning import Plan
+from intact.simulation.batch_norm import BatchNormSite, batch_norm_site, normalise
+from intact.simulation.quantizer import EdgeQuantizer
+from intact.simulation.ste import fake_quantize
+from intact.simulation.weight_quantizer import WeightQuantizer
+from intact.types import Accumulator, Fixed, Free, Joined, QParams, Shared
+
+__all__ = ["Layout", "TrainingPass"]
+
+
+class Layout:
+    """What does not change from step to step: which quantizer an edge has, which layer a batch norm."""
+
+    def __init__(self, model: FloatModel, plan: Plan) -> None:
+        self.graph: Graph = model.graph
+        self.model = model
+        self.dying = last_uses(model.graph)
+        self.integer = {n.name: plan.decisions[n.name].integer for n in model.graph}
+        self.sites: dict[str, BatchNormSite] = {}
+        #: attributes without an activation that the quantizer of the output clamps
+        self.attrs: dict[str, Mapping[str, Any]] = {}
+        #: edges whose values are on a grid as soon as they are made
+        self.rounded: set[str] = set()
+        for node in model.graph:
+            site = batch_norm_site(model, node) if "weight" in node.params else None
+            if site is not None:
+                self.sites[node.name] = site
+            spec = plan.edges.get(node.name)
+            made = self.integer[node.name] and spec is not None
+            if made:
+                self.rounded.add(node.name)
+            clamps = made and isinstance(spec, (Free, Joined))
+            self.attrs[node.name] = {k: v for k, v in node.attrs.items() if not (clamps and k == "activation")}
+        self.moved = {e for e, s in plan.edges.items() if isinstance(s, (Shared, Accumulator))}
+        self.fixed = {e: s.qparams for e, s in plan.edges.items() if isinstance(s, Fixed)}
+        self.weights = {
+            n.name: n.params["weight"] for n in model.graph
+            if self.integer[n.name] and n.params.get("weight") in plan.weights
+        }
+
+
+@dataclass(eq=False)
+class TrainingPass:
+    """One forward pass.
+
+    Args:
+        layout: of the model.
+        sources: the user's parameters and buffers, by name.
+        edge: quantizer of an edge.
+        weights: quantizers by parameter name.
+        batch: batch size.
+        observe: ranges follow this batch.
+        quantize: values are put on their grids.
+        batch_statistics: batch norms use this batch, and update their running statistics.
+        momentum: of those, from the batch norm's own.
+        tap: sees the value of every edge.
+    """
+
+    layout: Layout
+    sources: Mapping[str, Tensor]
+    edge: Callable[[str], EdgeQuantizer]
+    weights: Mapping[str, WeightQuantizer]
+    batch: int
+    observe: bool
+    quantize: bool
+    batch_statistics: bool
+    momentum: Callable[[float | None], float]
+    tap: Callable[[str, Tensor], None] | None = None
+
+    def __post_init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+        self.on_grid: dict[str, Tensor] = {}
+        self.rounded_weights: dict[str, Tensor] = {}
+        self.params: dict[str, Tensor] = {}
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Value of every output edge."""
+        layout, outputs = self.layout, set(self.layout.graph.outputs)
+        for node in layout.graph:
+            name = node.name
+            if node.op == "input":
+                self.values[name] = inputs[name]
+            elif layout.integer[name]:
+                self.values[name] = self._integer(node)
+            else:
+                self.values[name] = self._float(node, [self.values[i] for i in node.inputs], quantize=False)
+            if self.tap is not None:
+                self.tap(name, self.values[name])
+            for dead in layout.dying.get(name, ()):
+                self.values.pop(dead, None)
+                self.on_grid.pop(dead, None)
+        return {name: self.values[name] for name in outputs}
+
+    def _operand(self, name: str) -> Tensor:
+        """The value of an edge as an integer operation reads it."""
+        if name in self.layout.rounded:
+            return self.values[name]
+        if name not in self.on_grid:
+            self.on_grid[name] = self._round(name, self.values[name])
+        return self.on_grid[name]
+
+    def _round(self, name: str, value: Tensor) -> Tensor:
+        return self.edge(name)(value, self.observe, self.quantize)
+
+    def _integer(self, node: Node) -> Tensor:
+        value = self._float(node, [self._operand(i) for i in node.inputs], quantize=True)
+        if node.name in self.layout.moved:
+            return value
+        if node.name in self.layout.fixed:
+            return _on_fixed_grid(value, self.layout.fixed[node.name]) if self.quantize else value
+        return self._round(node.name, value)
+
+    def _float(self, node: Node, xs: list[Tensor], quantize: bool) -> Tensor:
+        site = self.layout.sites.get(node.name)
+        if site is not None:
+            return self._batch_norm(node, site, xs, quantize)
+        if node.op == "opaque":
+            return run_opaque(self.layout.model, node, xs)
+        params = {role: self._param(name) for role, name in node.params.items()}
+        if quantize and self.quantize and node.name in self.layout.weights:
+            params["weight"] = self._rounded_weight(self.layout.weights[node.name], params["weight"], None)
+        if node.op == "aten":
+            return run_aten(xs, params, node.attrs, self.batch)
+        return run_float(node.op, xs, params, self.layout.attrs[node.name], self.batch)
+
+    def _rounded_weight(self, name: str, weight: Tensor, gauge: Tensor | None) -> Tensor:
+        if name not in self.rounded_weights:
+            self.rounded_weights[name] = self.weights[name](weight, gauge)
+        return self.rounded_weights[name]
+
+    def _batch_norm(self, node: Node, site: BatchNormSite, xs: list[Tensor], quantize: bool) -> Tensor:
+        """The layer with its folded weight on the grid, brought back to the user's scale, then the batch norm."""
+        norm = {role: self._source(expr) for role, expr in site.roles.items()}
+        y = xs[0]
+        if site.weight is not None:
+            weight = self._source(site.weight)
+            if quantize and self.quantize and node.name in self.layout.weights:
+                factor = folded_factor(norm, site.eps)
+                shaped = factor.reshape(-1, *[1] * (weight.ndim - 1))
+                folded = self._rounded_weight(self.layout.weights[node.name], weight * shaped, factor.abs())
+                weight = folded / shaped
+            params = {"weight": weight}
+            if site.bias is not None:
+                params["bias"] = self._source(site.bias)
+            plain = {k: v for k, v in node.attrs.items() if k != "activation"}
+            y = run_float(node.op, xs, params, plain, self.batch)
+        y = normalise(y, norm, site.eps, self.momentum(site.momentum), self.batch_statistics)
+        bounds = self.layout.attrs[node.name].get("activation")
+        return y if bounds is None else y.clamp(bounds[0], bounds[1])
+
+    def _source(self, expr: Expr) -> Tensor:
+        """The tensor itself where it is the user's own, so that running statistics can be written."""
+        return self.sources[expr] if isinstance(expr, str) else evaluate(expr, self.sources)
+
+    def _param(self, name: str) -> Tensor:
+        if name not in self.params:
+            self.params[name] = self._source(self.layout.model.expr(name))
+        return self.params[name]
+
+
+def folded_factor(norm: Mapping[str, Tensor], eps: float) -> Tensor:
+    """What folding multiplies each channel by; 1 where that would be 0, so that a dead channel can come alive."""
+    factor = torch.rsqrt(norm["var"] + eps)
+    if "weight" in norm:
+        factor = factor * norm["weight"].detach()
+    return torch.where(factor == 0, torch.ones_like(factor), factor)
+
+
+def _on_fixed_grid(value: Tensor, q: QParams) -> Tensor:
+    zero = float(q.zero_point)
+    return fake_quantize(value, q.scale.to(value.device), q.qtype.qmin - zero, q.qtype.qmax - zero)

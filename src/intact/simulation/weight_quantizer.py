@@ -1,0 +1,237 @@
+"""Quantizers of weights in training. They work on the weights that the integer model will hold: batch norm folded."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from intact.errors import TrainingError
+from intact.observers import affine_parameters, weight_qparams
+from intact.planning import WeightSpec
+from intact.simulation.quantizer import COLLAPSED
+from intact.simulation.ste import fake_quantize, learned_fake_quantize, power_of_two
+from intact.types import PerChannel, QParams
+
+__all__ = ["WeightQuantizer", "weight_quantizer"]
+
+
+class WeightQuantizer(nn.Module):
+    """Scales from the weights themselves, at every step (``observed``).
+
+    Where 8-bit and wider codes reach the largest weight, narrower ones are clipped: by the share of the range that
+    gave the least squared error when the model was calibrated.
+
+    Args:
+        spec: encoding of the weight.
+        channels: number of output channels.
+        where: parameter name, for messages.
+    """
+
+    def __init__(self, spec: WeightSpec, channels: int, where: str) -> None:
+        super().__init__()
+        self.spec, self.where = spec, where
+        self.shape = (channels,) if isinstance(spec.granularity, PerChannel) else ()
+        self.register_buffer("ratio", torch.ones(self.shape))
+        self.ratio: Tensor
+        self.known = False
+        self.enabled = True
+        self.frozen = False
+
+    #: whether the integer model must be bound to this quantizer's parameters even before training
+    binds = False
+
+    def initialise(self, weight: Tensor, gauge: Tensor | None) -> None:
+        """Start from the parameters that calibration would choose.
+
+        Args:
+            weight: folded weight.
+            gauge: magnitude of the factor of each channel that a batch norm was folded with.
+        """
+        spec = self.spec
+        found = weight_qparams(self.transform(weight.detach()), spec.qtype, spec.granularity, method=spec.observer,
+                               symmetric=spec.symmetric, where=self.where)
+        self._start(found, weight.detach(), gauge)
+        self.known = True
+
+    def _start(self, found: QParams, weight: Tensor, gauge: Tensor | None) -> None:
+        whole, _ = self._extremes(weight)
+        self.ratio.copy_(found.scale / whole)
+
+    def transform(self, weight: Tensor) -> Tensor:
+        """What is quantized, for a weight."""
+        return weight
+
+    def parameters_for(self, weight: Tensor, gauge: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scale and zero point, of shape (channels,) or ()."""
+        scale, zero = self._extremes(weight.detach())
+        if self.spec.observer == "minmax":
+            return scale, zero
+        if self.spec.symmetric:
+            return scale * self.ratio, zero
+        return self._extremes(weight.detach(), self.ratio)
+
+    def _extremes(self, weight: Tensor, ratio: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        rows = weight.flatten(1) if self.shape else weight.reshape(1, -1)
+        ends = torch.aminmax(rows, dim=1)
+        low, high = ends.min.double().clamp(max=0.0), ends.max.double().clamp(min=0.0)
+        if ratio is not None:
+            low, high = low * ratio, high * ratio
+        scale, zero = affine_parameters(low, high, self.spec.qtype, self.spec.symmetric)
+        return scale.reshape(self.shape), zero.reshape(self.shape)
+
+    def qparams(self, weight: Tensor, gauge: Tensor | None) -> QParams:
+        """What the integer model is bound to, on the CPU.
+
+        Raises:
+            TrainingError: if a scale has collapsed; names the weight.
+        """
+        device = self.ratio.device
+        scale, zero = self.parameters_for(weight.to(device), None if gauge is None else gauge.to(device))
+        scale = scale.detach().to("cpu", torch.float32).clone()
+        bad = ~(torch.isfinite(scale) & (scale > 0))
+        if bool(bad.any()):
+            raise TrainingError("a learned scale has collapsed", where=self.where, got=f"{int(bad.sum())} channel(s)",
+                                fix="lower the learning rate of the scales")
+        return QParams(scale, zero.cpu(), self.spec.qtype, self.spec.granularity)
+
+    def forward(self, weight: Tensor, gauge: Tensor | None = None) -> Tensor:
+        """The weight on the grid of its codes."""
+        if not self.known:
+            self.initialise(weight, gauge)
+        if not self.enabled:
+            return weight
+        scale, zero = self.parameters_for(weight, gauge)
+        low, high = self._limits(zero, weight.ndim)
+        return self.fake(self.transform(weight), self._along(scale, weight.ndim), low, high)
+
+    def fake(self, weight: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+        """Fake-quantized weight."""
+        return fake_quantize(weight, scale, low, high)
+
+    def _limits(self, zero: Tensor, ndim: int) -> tuple[Tensor | float, Tensor | float]:
+        q = self.spec.qtype
+        if self.spec.symmetric:
+            return q.qmin, q.qmax
+        z = self._along(zero.to(torch.float32), ndim)
+        return q.qmin - z, q.qmax - z
+
+    def _along(self, value: Tensor, ndim: int) -> Tensor:
+        return value.reshape(-1, *[1] * (ndim - 1)) if self.shape else value
+
+    def freeze(self) -> None:
+        """Let nothing but the weights themselves move the parameters any more."""
+        self.frozen = True
+
+
+class DoReFa(WeightQuantizer):
+    """``tanh(w)``, brought back to the largest weight, then quantized (Zhou et al., "DoReFa-Net", 2016, eq. 9).
+
+    The paper brings it to [-1, 1], which suits networks trained from nothing; keeping the largest weight lets a
+    trained network start from where it is.
+    """
+
+    binds = True
+
+    def _start(self, found: QParams, weight: Tensor, gauge: Tensor | None) -> None:
+        self.ratio.fill_(1.0)
+
+    def transform(self, weight: Tensor) -> Tensor:
+        """The squashed weight."""
+        squashed = torch.tanh(weight)
+        largest = weight.detach().abs().max()
+        top = squashed.detach().abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+        return squashed * (largest / top)
+
+    def parameters_for(self, weight: Tensor, gauge: Tensor | None) -> tuple[Tensor, Tensor]:
+        """From the extremes of the squashed weight."""
+        return self._extremes(self.transform(weight.detach()))
+
+
+class LearnedWeight(WeightQuantizer):
+    """LSQ: the scale is a parameter, carried along when the factor of a folded batch norm changes."""
+
+    binds = True
+
+    def __init__(self, spec: WeightSpec, channels: int, where: str) -> None:
+        super().__init__(spec, channels, where)
+        self.scale = nn.Parameter(torch.ones(self.shape))
+        for name, value in (("gauge", 1.0), ("floor", 0.0), ("kept", 1.0)):
+            self.register_buffer(name, torch.full(self.shape, value))
+        self.register_buffer("zero_point", torch.zeros(self.shape, dtype=torch.int32))
+        self.gauge: Tensor
+        self.floor: Tensor
+        self.kept: Tensor
+        self.zero_point: Tensor
+
+    def _start(self, found: QParams, weight: Tensor, gauge: Tensor | None) -> None:
+        with torch.no_grad():
+            self.zero_point.copy_(found.zero_point)
+            self.gauge.copy_(self._gauge(gauge))
+            self._store(found.scale.to(self.scale.device))
+
+    def _store(self, scale: Tensor) -> None:
+        self.scale.copy_(scale)
+        self.kept.copy_(scale)
+        self.floor.copy_(scale * COLLAPSED)
+
+    def _gauge(self, gauge: Tensor | None) -> Tensor:
+        if gauge is None:
+            return torch.ones_like(self.gauge)
+        value = gauge.detach().to(torch.float32)
+        value = value if self.shape else value.mean()
+        return torch.where(value > 0, value, torch.ones_like(value))
+
+    def raw(self) -> Tensor:
+        """The scale at the batch norm factors of the start."""
+        return self.kept if self.frozen else torch.maximum(self.scale, self.floor)
+
+    def parameters_for(self, weight: Tensor, gauge: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Learned scale, times how much the folded factor has changed since."""
+        return self.raw() * (self._gauge(gauge) / self.gauge), self.zero_point
+
+    def qparams(self, weight: Tensor, gauge: Tensor | None) -> QParams:
+        """What the integer model is bound to."""
+        dead = self.collapsed()
+        if dead:
+            raise TrainingError("a learned scale has collapsed", where=self.where, got=f"{dead} channel(s)",
+                                fix="lower the learning rate of the scales")
+        return super().qparams(weight, gauge)
+
+    def collapsed(self) -> int:
+        """How many scales have fallen to their floor."""
+        return 0 if self.frozen else int((~(self.scale > self.floor)).sum())
+
+    def fake(self, weight: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+        """Fake-quantized weight, with a gradient for the scale."""
+        if self.frozen:
+            return fake_quantize(weight, scale, low, high)
+        count = weight[0].numel() if self.shape else weight.numel()
+        return learned_fake_quantize(weight, scale, low, high, float(count * self.spec.qtype.qmax) ** -0.5)
+
+    def freeze(self) -> None:
+        """Keep the present scale, whatever an optimizer does to the parameter."""
+        self.kept.copy_(self.raw().detach())
+        self.frozen = True
+
+
+class PowerOfTwoWeight(LearnedWeight):
+    """TQT: the exponents are parameters, the scales powers of two."""
+
+    def _store(self, scale: Tensor) -> None:
+        super()._store(torch.log2(scale))
+        self.floor.fill_(-100.0)
+
+    def parameters_for(self, weight: Tensor, gauge: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Powers of two."""
+        return power_of_two(self.raw() + torch.log2(self._gauge(gauge) / self.gauge)), self.zero_point
+
+
+_KINDS: dict[str, type[WeightQuantizer]] = {
+    "observed": WeightQuantizer, "dorefa": DoReFa, "lsq": LearnedWeight, "lsq+": LearnedWeight,
+    "tqt": PowerOfTwoWeight,
+}
+
+
+def weight_quantizer(spec: WeightSpec, channels: int, where: str) -> WeightQuantizer:
+    """The quantizer that a spec names."""
+    return _KINDS[spec.quantizer](spec, channels, where)
