@@ -73,7 +73,6 @@ CASES: dict[str, tuple[type[Base], Any, tuple[Any, ...], dict[str, Any]]] = {
     "nested lists": (Tuples, ([L, R], [[L], R], LABELS), ([L, R], [[L], R]), {}),
     "any number": (Many, (L, R, L + 1.0), (L, R, L + 1.0), {}),
     "one and any number": (OneAndMany, (R, L, L), (R, L, L), {}),
-    "any name": (AnyName, {"left": L, "right": R}, (), {"left": L, "right": R}),
     "a named tuple": (Named, (Pair(L, R), LABELS), (Pair(L, R),), {}),
 }
 
@@ -135,6 +134,11 @@ def test_plain_values_become_part_of_the_model() -> None:
     fm = intact.capture(Settings(), (L, True, R))
     assert fm.signature.names == ("x", "right")
     assert fm(L, R).shape == (6, 3)
+
+
+def test_inputs_of_any_name_are_refused() -> None:
+    with pytest.raises(CaptureError, match=r"no name in the signature.*left, right.*wrap the model"):
+        intact.quantize(AnyName(), [{"left": L, "right": R}])
 
 
 def test_a_dict_for_a_tensor() -> None:

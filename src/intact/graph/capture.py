@@ -169,7 +169,21 @@ def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
         args = (*args[:at], tuple(args[at:]))
     if not kwargs:
         return args
+    unnamed = sorted(kwargs.keys() - {p.name for p in parameters})
+    if unnamed:
+        raise CaptureError("an input has no name in the signature of forward", got=", ".join(unnamed),
+                           allowed=", ".join(p.name for p in parameters if p.kind is not p.VAR_KEYWORD),
+                           fix="wrap the model in a module whose forward names its inputs (torch.export cannot keep "
+                               "the batch of **kwargs free)")
     return {**dict(zip([p.name for p in parameters], args, strict=False)), **kwargs}
+
+
+def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """A program in which no in-place operation matters."""
+    if is_plain(program.graph) and not program.graph_signature.buffers_to_mutate:
+        return program
+    functional: torch.export.ExportedProgram = program.run_decompositions({})
+    return functional
 
 
 @contextmanager

@@ -111,6 +111,8 @@ def capture_around(model: nn.Module, args: Args, kwargs: Kwargs, attempt: Attemp
     Raises:
         CaptureError: if the model's own forward cannot be captured.
     """
+    if isinstance(failure, CaptureError) and failure.where is None:
+        raise failure  # it is not in a module
     first = first_tensor((args, kwargs))
     size = 0 if first is None else int(first.shape[0])
     few, few_kwargs = _resized((args, kwargs), size, min(size, _FEW))
