@@ -30,13 +30,15 @@ from intact.errors import (
     IntactError,
     NonFiniteError,
     PlanError,
+    TrainingError,
 )
 from intact.exporters import Certificate
 from intact.graph import FloatModel
 from intact.observers import Observer, register_observer
 from intact.planning import FLOAT, Plan, Quant, Recipe, Rule, first, last, op, path
-from intact.simulation import QFloatModel
+from intact.simulation import QFloatModel, Schedule
 from intact.targets import Target, register_target
+from intact.training import Distill, parameter_groups, reestimate_batch_norm, train
 from intact.types import PerChannel, PerTensor
 
 __version__ = "0.1.0"
@@ -47,6 +49,7 @@ __all__ = [
     "CalibrationError",
     "CaptureError",
     "Certificate",
+    "Distill",
     "ExportError",
     "FloatModel",
     "IntactError",
@@ -62,7 +65,9 @@ __all__ = [
     "Recipe",
     "Report",
     "Rule",
+    "Schedule",
     "Target",
+    "TrainingError",
     "calibrate",
     "capture",
     "compare",
@@ -73,11 +78,14 @@ __all__ = [
     "last",
     "load",
     "op",
+    "parameter_groups",
     "path",
     "plan",
     "prepare",
     "quantize",
+    "reestimate_batch_norm",
     "register_observer",
     "register_target",
     "save",
+    "train",
 ]

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from intact.analysis.lint import lint
 from intact.analysis.metrics import Accuracy, Agreement, Cosine, Mean, Sqnr
 from intact.analysis.probe import Meters, Probe
 from intact.analysis.report import Error, Latency, Metric, Output, Report, Site, Sizes
+from intact.calibration import items, label_of
 from intact.engine import QModel
 from intact.errors import CalibrationError, IntactError, NonFiniteError
 from intact.graph import FloatModel
 from intact.graph.capture import capture
 from intact.graph.ir import Node, fill_template
 from intact.graph.passes import repeated_passes, transform
-from intact.graph.signature import check_inputs, split_batch
+from intact.graph.signature import check_inputs, samples_in, split_batch
 
 __all__ = ["compare_models"]
 
@@ -77,7 +75,7 @@ def compare_models(
     if not isinstance(q, QModel):
         raise IntactError("compare takes the integer model second", got=type(q).__name__, allowed="QModel")
     names, comparison = q.signature.names, None
-    for number, item in enumerate(_items(data, "comparing", progress)):
+    for number, item in enumerate(items(data, "comparing", progress)):
         args, kwargs = split_batch(item, names)
         if comparison is None:
             comparison = _Comparison(_float_model(net, q, args or kwargs), q, metric)
@@ -103,7 +101,7 @@ class _Comparison:
         self.score = _Score(q, metric)
 
     def update(self, inputs: Mapping[str, Tensor], item: Any, number: int) -> None:
-        samples = check_inputs(self.q.graph, inputs)
+        samples = samples_in(self.q.graph, check_inputs(self.q.graph, inputs))
         alone = self.alone < max(_ALONE_SAMPLES, self.samples * _ALONE_SHARE)
         right, found = self.probe.run(inputs, number, alone=alone)
         if number == 0:
@@ -169,7 +167,7 @@ class _Score:
         self.seen = False
 
     def update(self, right: Mapping[str, Tensor], found: Mapping[str, Tensor], item: Any, samples: int) -> None:
-        labels = _label(item, len(self.q.signature.names))
+        labels = label_of(item, len(self.q.signature.names))
         if self.metric is not None:
             for mean, values in zip(self.means, (right, found), strict=True):
                 outputs = fill_template(self.q.graph.output, values)
@@ -218,28 +216,6 @@ def _other_model(got: str, allowed: str, where: str) -> IntactError:
     return IntactError("the float model has another structure than the integer model was made from", where=where,
                        got=got, allowed=allowed,
                        fix="pass the module that was quantized (its weights may differ), or the captured float model")
-
-
-def _items(data: Iterable[Any], title: str, progress: bool | None) -> Iterator[Any]:
-    """Items of the data as they are, labels included, with a progress bar on a terminal."""
-    if isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, Iterable):
-        raise CalibrationError("the data is not an iterable of batches", got=type(data).__name__,
-                               fix="pass a list of batches, such as [x], or a DataLoader")
-    console = Console(stderr=True)
-    shown = console.is_terminal if progress is None else progress
-    with Progress(console=console, disable=not shown, transient=True) as bar:
-        task = bar.add_task(title, total=operator.length_hint(data) or None)
-        for item in data:
-            yield item
-            bar.advance(task)
-
-
-def _label(item: Any, inputs: int) -> Any:
-    """What follows the inputs in a batch; None if nothing does."""
-    if not isinstance(item, (tuple, list)) or not item:
-        return None
-    used = 1 if isinstance(item[0], Mapping) else inputs
-    return item[used] if len(item) > used else None
 
 
 def _are_classes(labels: Any) -> bool:

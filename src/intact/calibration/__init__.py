@@ -1,5 +1,5 @@
 """One float pass over the data, observed."""
 
-from intact.calibration.loop import calibrate
+from intact.calibration.loop import batches, calibrate, items, label_of
 
-__all__ = ["calibrate"]
+__all__ = ["batches", "calibrate", "items", "label_of"]

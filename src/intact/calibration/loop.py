@@ -20,7 +20,7 @@ from intact.graph.ir import resolve_shape
 from intact.graph.signature import split_batch
 from intact.simulation import QFloatModel
 
-__all__ = ["batches", "calibrate"]
+__all__ = ["batches", "calibrate", "items", "label_of"]
 
 
 def calibrate(qfloat: QFloatModel, data: Iterable[Any], *, progress: bool | None = None) -> QFloatModel:
@@ -123,16 +123,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def batches(
-    data: Iterable[Any], names: tuple[str, ...], title: str, progress: bool | None
-) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Batches as arguments, with a progress bar on a terminal.
+def items(data: Iterable[Any], title: str, progress: bool | None) -> Iterator[Any]:
+    """Batches as the data yields them, with a progress bar on a terminal.
 
     Raises:
         CalibrationError: if ``data`` is a single tensor's worth of samples or no iterable.
     """
     if isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, Iterable):
-        raise CalibrationError("calibration data is not an iterable of batches", got=type(data).__name__,
+        raise CalibrationError("data is not an iterable of batches", where=title, got=type(data).__name__,
                                fix="pass a list of batches, such as [x], or a DataLoader")
     console = Console(stderr=True)
     shown = console.is_terminal if progress is None else progress
@@ -140,5 +138,21 @@ def batches(
     with Progress(console=console, disable=not shown, transient=True) as bar:
         task = bar.add_task(title, total=total)
         for item in data:
-            yield split_batch(item, names)
+            yield item
             bar.advance(task)
+
+
+def batches(
+    data: Iterable[Any], names: tuple[str, ...], title: str, progress: bool | None
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Batches as arguments; labels are ignored."""
+    for item in items(data, title, progress):
+        yield split_batch(item, names)
+
+
+def label_of(item: Any, inputs: int) -> Any:
+    """What follows the inputs in a batch; None if nothing does."""
+    if not isinstance(item, (tuple, list)) or not item:
+        return None
+    used = 1 if isinstance(item[0], Mapping) else inputs
+    return item[used] if len(item) > used else None

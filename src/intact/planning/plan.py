@@ -26,7 +26,7 @@ class WeightSpec:
     quantizer: str = "observed"
 
     def __str__(self) -> str:
-        corrected = ", bias corrected" if self.bias_correction else ""
+        corrected = ", mean rounding error taken off the bias" if self.bias_correction else ""
         affine = "" if self.symmetric else " affine"
         learned = "" if self.quantizer == "observed" else f", trained by {self.quantizer}"
         return f"{self.qtype} {self.granularity}{affine}, {self.observer}{corrected}{learned}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from intact.errors import CalibrationError
 from intact.graph import FloatModel, Node
 from intact.graph.float_model import run_node
 from intact.graph.ir import fill_template
+from intact.graph.opaque import OpaqueCall
 from intact.graph.signature import check_inputs
 from intact.observers import Observer, make_observer
 from intact.planning import Plan
@@ -52,7 +53,7 @@ class QFloatModel(Checkpointed):
         self.plan, self.schedule = plan, schedule or Schedule()
         for name, value in model.sources.items():
             graft(self, name, value.clone() if name in model.buffers else nn.Parameter(value.clone()))
-        opaque = {path: graft(self, path, copy.deepcopy(module)) for path, module in model.opaque.items()}
+        opaque = self._own_opaque(model)
         nothing = torch.empty(0)
         self._float = replace(model, params=dict.fromkeys(model.params, nothing), sources={}, opaque=opaque)
         self._names = tuple(model.sources)
@@ -63,11 +64,23 @@ class QFloatModel(Checkpointed):
         self.channel_sums: dict[str, tuple[Tensor, int]] = {}
         #: a few calibration samples, by input name
         self.samples: dict[str, Tensor] = {}
+        #: sees the value of every edge in training mode
+        self.tap: Callable[[str, Tensor], None] | None = None
         self._bound: Bound | None = None
         self._program: Program | None = None
         self._seen_tensors: tuple[tuple[int, int], ...] = ()
         self.reset_observers()
         self.eval()
+
+    def _own_opaque(self, model: FloatModel) -> dict[str, OpaqueCall]:
+        """Copies of what could not be captured, each module once, under the user's paths."""
+        copies: dict[int, nn.Module] = {}
+        found = {}
+        for key, call in model.opaque.items():
+            if id(call.module) not in copies:
+                copies[id(call.module)] = graft(self, call.path or key, copy.deepcopy(call.module))
+            found[key] = replace(call, module=copies[id(call.module)])
+        return found
 
     # -- parts ------------------------------------------------------------------------------
 
@@ -77,6 +90,18 @@ class QFloatModel(Checkpointed):
         if isinstance(spec, Joined) and self._joins.get(name):
             name = spec.group
         return self.edge_quantizers[name]
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the model's arguments."""
+        return self._float.signature.names
+
+    def float_copy(self) -> FloatModel:
+        """The float model with its present parameters, which later training does not change."""
+        model = self.float_model
+        opaque = {k: replace(c, module=copy.deepcopy(c.module).eval()) for k, c in model.opaque.items()}
+        params = {k: v.detach().clone() for k, v in model.params.items()}
+        return replace(model, params=params, sources={}, derived={}, opaque=opaque)
 
     @property
     def observers(self) -> Mapping[str, Observer]:
@@ -290,16 +315,28 @@ class QFloatModel(Checkpointed):
 
     def _train(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         observe, quantize, statistics = self._advance()
-        return self._simulate(args, kwargs, observe=observe, quantize=quantize, statistics=statistics)
+        return self._simulate(args, kwargs, observe=observe, quantize=quantize, statistics=statistics, tap=self.tap)
+
+    def look(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Callable[[str, Tensor], None]) -> None:
+        """Run the simulation of training without changing anything; ``tap`` sees the value of every edge."""
+        with torch.no_grad():
+            self._simulate(args, kwargs, observe=False, quantize=True, statistics=False, tap=tap)
+
+    def accumulate_statistics(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], weight: float) -> None:
+        """Take a batch into the running statistics of batch norms with a given weight; nothing else moves."""
+        self._trained = True
+        with torch.no_grad():
+            self._simulate(args, kwargs, observe=False, quantize=True, statistics=True, momentum=weight)
 
     def _simulate(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, observe: bool, quantize: bool, statistics: bool,
-        tap: Any = None,
+        tap: Callable[[str, Tensor], None] | None = None, momentum: float | None = None,
     ) -> Any:
         inputs = self._float.signature.bind(args, kwargs)
         graph = self._float.graph
         run = TrainingPass(self._layout, self._sources(), self.edge_quantizer, self.weight_quantizers,
-                           check_inputs(graph, inputs), observe, quantize, statistics, self._momentum, tap)
+                           check_inputs(graph, inputs), observe, quantize, statistics,
+                           lambda own: self._momentum(own) if momentum is None else momentum, tap)
         return fill_template(graph.output, run.run(inputs))
 
     def _momentum(self, own: float | None) -> float:

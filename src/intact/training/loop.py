@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intact.calibration import batches_with_labels
+from intact.calibration import items, label_of
 from intact.errors import TrainingError
 from intact.graph import FloatModel
+from intact.graph.signature import split_batch
 from intact.simulation import QFloatModel, Schedule
 from intact.training.distill import Distill, Teacher, distillation_loss, feature_edges
 from intact.training.watch import Watch
@@ -134,8 +135,9 @@ def train(
         qfloat.train()
         total, seen = 0.0, 0
         title = f"epoch {number}/{epochs}"
-        for args, kwargs, labels in batches_with_labels(data, qfloat.input_names, title, progress):
-            value = runner.loss(args, kwargs, labels)
+        for item in items(data, title, progress):
+            args, kwargs = split_batch(item, qfloat.input_names)
+            value = runner.loss(args, kwargs, label_of(item, len(qfloat.input_names)))
             opt.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
             watch(next(numbers), float(value.detach()), args, kwargs)
