@@ -64,7 +64,7 @@ def sum_with_gradient(x: Tensor) -> Tensor:
     """Sum over all processes, differentiable: each process's loss counts once."""
     if world_size() == 1:
         return x
-    total: Tensor = _Sum.apply(x)
+    total: Tensor = _Sum.apply(x)  # type: ignore[no-untyped-call]
     return total
 
 

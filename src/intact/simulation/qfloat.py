@@ -289,7 +289,7 @@ class QFloatModel(Checkpointed):
         """Codes of every edge by name, computed on float carriers."""
         return self.program.codes(args, kwargs, integer=False)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # counting must not be traced
     def _advance(self) -> tuple[bool, bool, bool]:
         """Count a step, and say what happens in it: observe, quantize, batch statistics."""
         now, plan = self.step, self.schedule

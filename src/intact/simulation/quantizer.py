@@ -240,8 +240,9 @@ class Learned(EdgeQuantizer):
 
     def qparams(self) -> QParams:
         """What the integer model is bound to."""
-        if not self.frozen and not float(self.scale) > float(self.floor):
-            raise TrainingError("a learned scale has collapsed", where=self.where, got=float(self.scale),
+        value = float(self.scale.detach())
+        if not self.frozen and not value > float(self.floor):
+            raise TrainingError("a learned scale has collapsed", where=self.where, got=value,
                                 allowed=f"above {float(self.floor):.3g}",
                                 fix="lower the learning rate of the scales")
         return super().qparams()
@@ -253,7 +254,7 @@ class Learned(EdgeQuantizer):
 
     def factor(self, x: Tensor) -> float:
         """LSQ's ``1 / sqrt(N * Q)``, with N counted for one sample so that it is the same for every batch."""
-        return float((x[0].numel() if x.ndim else 1) * self.spec.qtype.qmax) ** -0.5
+        return 1.0 / math.sqrt((x[0].numel() if x.ndim else 1) * self.spec.qtype.qmax)
 
     def fake(self, x: Tensor) -> Tensor:
         """Fake-quantized ``x``."""
@@ -316,7 +317,7 @@ class PowerOfTwo(Learned):
 
     def factor(self, x: Tensor) -> float:
         """Gradients of all values, averaged: TQT normalises them, an ordinary optimizer does not."""
-        return float(max(1, x.numel())) ** -0.5
+        return 1.0 / math.sqrt(max(1, x.numel()))
 
 
 class Clipped(Learned):

@@ -44,11 +44,11 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 class _LearnedFakeQuantize(torch.autograd.Function):
-    """The same, with gradients of the scale (Esser et al., "Learned step size quantization", ICLR 2020, eq. 3)
-    and of the zero point (Bhalgat et al., "LSQ+", 2020, eq. 7).
+    """The same, with gradients of scale and zero point.
 
-    The scale's gradient is ``rint(v) - v = (y - x) / s`` inside the range and the end code ``y / s`` outside. The
-    output is kept anyway, by the operation that reads it.
+    Esser et al., "Learned step size quantization", ICLR 2020, eq. 3; Bhalgat et al., "LSQ+", 2020, eq. 7. The
+    scale's gradient is ``rint(v) - v = (y - x) / s`` inside the range and the end code ``y / s`` outside. The output
+    is kept anyway, by the operation that reads it.
     """
 
     @staticmethod
@@ -118,7 +118,7 @@ def fake_quantize(x: Tensor, scale: Tensor, low: Bound, high: Bound) -> Tensor:
     >>> y.tolist(), x.grad.tolist()
     ([0.0, 0.5, 1.5], [1.0, 1.0, 0.0])
     """
-    y: Tensor = _FakeQuantize.apply(x.to(torch.float32), scale, low, high)
+    y: Tensor = _FakeQuantize.apply(x.to(torch.float32), scale, low, high)  # type: ignore[no-untyped-call]
     return y.to(x.dtype)
 
 
@@ -142,7 +142,9 @@ def learned_fake_quantize(
     >>> round(s.grad.item(), 4)
     2.6
     """
-    y: Tensor = _LearnedFakeQuantize.apply(x.to(torch.float32), scale, offset, low, high, factor, ends_only)
+    values = x.to(torch.float32)
+    y: Tensor = _LearnedFakeQuantize.apply(  # type: ignore[no-untyped-call]
+        values, scale, offset, low, high, factor, ends_only)
     return y.to(x.dtype)
 
 
@@ -152,5 +154,5 @@ def power_of_two(log2: Tensor) -> Tensor:
     >>> power_of_two(torch.tensor([-1.5, 2.0]))
     tensor([0.5000, 4.0000])
     """
-    value: Tensor = _PowerOfTwo.apply(log2)
+    value: Tensor = _PowerOfTwo.apply(log2)  # type: ignore[no-untyped-call]
     return value

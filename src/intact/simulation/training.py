@@ -116,7 +116,8 @@ class TrainingPass:
         return self.on_grid[name]
 
     def _round(self, name: str, value: Tensor) -> Tensor:
-        return self.edge(name)(value, self.observe, self.quantize)
+        rounded: Tensor = self.edge(name)(value, self.observe, self.quantize)
+        return rounded
 
     def _integer(self, node: Node) -> Tensor:
         value = self._float(node, [self._operand(i) for i in node.inputs], quantize=True)

@@ -46,7 +46,7 @@ def tensor_at(root: nn.Module, name: str) -> Tensor:
     for part in parents:
         module = module._modules.get(part) if module is not None else None
     if module is not None:
-        found = module._parameters.get(leaf)
+        found: Tensor | None = module._parameters.get(leaf)
         found = found if found is not None else module._buffers.get(leaf)
         if found is not None:
             return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -203,14 +205,14 @@ class LearnedWeight(WeightQuantizer):
 
     def collapsed(self) -> int:
         """How many scales have fallen to their floor."""
-        return 0 if self.frozen else int((~(self.scale > self.floor)).sum())
+        return 0 if self.frozen else int((~(self.scale.detach() > self.floor)).sum())
 
     def fake(self, weight: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
         """Fake-quantized weight, with a gradient for the scale."""
         if self.frozen:
             return fake_quantize(weight, scale, low, high)
         count = weight[0].numel() if self.shape else weight.numel()
-        return learned_fake_quantize(weight, scale, low, high, float(count * self.spec.qtype.qmax) ** -0.5)
+        return learned_fake_quantize(weight, scale, low, high, 1.0 / math.sqrt(count * self.spec.qtype.qmax))
 
     def freeze(self) -> None:
         """Keep the present scale, whatever an optimizer does to the parameter."""

@@ -55,7 +55,8 @@ def feature_edges(features: Mapping[str, float], graph: Graph) -> dict[str, floa
         if not edges:
             known = sorted({n.name for n in graph} | {n.path for n in graph if n.path})
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
-            raise TrainingError("no such layer to take features from", where=name, allowed=f"nearest: {', '.join(near)}")
+            raise TrainingError("no such layer to take features from", where=name,
+                                allowed=f"nearest: {', '.join(near)}")
         found[name if name in edges else edges[-1]] = float(weight)
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -128,8 +128,8 @@ def train(
     if schedule is not None:
         qfloat.schedule = schedule
     opt = optimizer or torch.optim.Adam(parameter_groups(qfloat, lr, weight_decay))
-    steps = _length(data) * epochs if _length(data) else None
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps) if steps else None
+    batches = _length(data)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(opt, batches * epochs) if batches else None
     history, watch, numbers = History(), Watch(qfloat), count(1)
     for number in range(1, epochs + 1):
         qfloat.train()
@@ -139,7 +139,7 @@ def train(
             args, kwargs = split_batch(item, qfloat.input_names)
             value = runner.loss(args, kwargs, label_of(item, len(qfloat.input_names)))
             opt.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             watch(next(numbers), float(value.detach()), args, kwargs)
             opt.step()
             if falling is not None:
@@ -156,8 +156,8 @@ def train(
 
 def _length(data: Iterable[Any]) -> int | None:
     try:
-        return len(data)  # type: ignore[arg-type]
-    except TypeError:
+        return len(data) if isinstance(data, Sized) else None
+    except TypeError:  # a loader over an iterable data set
         return None
 
 
@@ -173,7 +173,7 @@ def _check(qfloat: Any, data: Any, epochs: int, lr: float) -> None:
     if epochs > 1 and iter(data) is data:
         raise TrainingError("a generator lasts for one epoch only", got=f"{epochs} epochs",
                             fix="pass a list or a DataLoader")
-    if not isinstance(epochs, int) or epochs < 1 or not lr > 0:
+    if epochs < 1 or not lr > 0:
         raise TrainingError("nothing would be trained", got=f"epochs={epochs}, lr={lr}", allowed="epochs >= 1, lr > 0")
 
 

@@ -42,7 +42,7 @@ def reestimate_batch_norm(
     >>> bool(reestimate_batch_norm(qfloat, [x]).state_dict()["1.running_mean"].any())
     True
     """
-    if not isinstance(qfloat, QFloatModel) or not qfloat.calibrated:
+    if not qfloat.calibrated:
         raise TrainingError("batch norms are re-estimated on a calibrated QFloat model", got=type(qfloat).__name__,
                             fix="call intact.prepare and intact.calibrate first")
     seen = 0

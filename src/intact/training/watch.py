@@ -40,7 +40,7 @@ class Watch:
         """
         if not math.isfinite(loss):
             raise TrainingError("the loss is not finite", where=self._first_bad(args, kwargs), got=loss,
-                                fix="lower the learning rate, or clip gradients; the last good state is your checkpoint")
+                                fix="lower the learning rate, or clip gradients; go back to your last checkpoint")
         self.mean = loss if math.isnan(self.mean) else self.mean + 0.1 * (loss - self.mean)
         self.best = min(self.best, self.mean)
         self.high = self.high + 1 if loss > _JUMP * max(self.best, 1e-3) else 0

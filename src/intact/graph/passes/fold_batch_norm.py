@@ -56,7 +56,8 @@ def _folded_weight(xs: Sequence[Tensor], attrs: Mapping[str, Any]) -> Tensor:
         split = weight.unflatten(0, (groups, -1))
         result: Tensor = (split * factor.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).flatten(0, 1)
         return result
-    return weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+    folded: Tensor = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+    return folded
 
 
 @derivation("batch_norm_bias")
