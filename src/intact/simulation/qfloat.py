@@ -279,6 +279,10 @@ class QFloatModel(Checkpointed):
         """Training mode: differentiable. Evaluation: what the integer model gives; in float before calibration."""
         if self.training:
             return self._train(args, kwargs)
+        return self._evaluate(args, kwargs)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the deployed arithmetic runs as it is
+    def _evaluate(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if self.exact:
             return self.program.run(args, kwargs, integer=False)
         if not self.calibrated:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from intact.arithmetic import Rounding, round_to_int
 
-__all__ = ["fake_quantize", "learned_fake_quantize", "power_of_two"]
+__all__ = ["fake_quantize", "learned_fake_quantize", "power_of_two", "relative"]
 
 
 Bound = Tensor | float
@@ -81,6 +81,25 @@ def _dot(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
     return _reduced(a * b, like)
 
 
+class _Relative(torch.autograd.Function):
+    """``unit * gain``, with the gradient that makes a step of the gain the step which LSQ makes relative to the scale.
+
+    A gain starts at 1 whatever the scale is, so that one learning rate suits an adaptive optimizer and every layer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gain: Tensor, unit: Tensor) -> Tensor:
+        """The scale."""
+        ctx.save_for_backward(unit)
+        return unit * gain
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        """By the mean unit: a channel of next to no weight takes small steps, not wild ones."""
+        (unit,) = ctx.saved_tensors
+        return grads[0] / unit.mean(), None
+
+
 def _reduced(value: Tensor, like: Tensor) -> Tensor:
     """Sum over the axes that ``like`` was broadcast along."""
     return value.sum().reshape(like.shape) if like.numel() == 1 else value.sum_to_size(like.shape)
@@ -146,6 +165,16 @@ def learned_fake_quantize(
     y: Tensor = _LearnedFakeQuantize.apply(  # type: ignore[no-untyped-call]
         values, scale, offset, low, high, factor, ends_only)
     return y.to(x.dtype)
+
+
+def relative(gain: Tensor, unit: Tensor) -> Tensor:
+    """A learned scale: ``unit * gain`` with gradients relative to the unit.
+
+    >>> relative(torch.tensor(1.0), torch.tensor(0.25))
+    tensor(0.2500)
+    """
+    value: Tensor = _Relative.apply(gain, unit)  # type: ignore[no-untyped-call]
+    return value
 
 
 def power_of_two(log2: Tensor) -> Tensor:

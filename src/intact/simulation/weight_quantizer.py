@@ -11,7 +11,7 @@ from intact.errors import TrainingError
 from intact.observers import affine_parameters, weight_qparams
 from intact.planning import WeightSpec
 from intact.simulation.quantizer import COLLAPSED
-from intact.simulation.ste import fake_quantize, learned_fake_quantize, power_of_two
+from intact.simulation.ste import fake_quantize, learned_fake_quantize, power_of_two, relative
 from intact.types import PerChannel, QParams
 
 __all__ = ["WeightQuantizer", "weight_quantizer"]
@@ -160,12 +160,12 @@ class LearnedWeight(WeightQuantizer):
 
     def __init__(self, spec: WeightSpec, channels: int, where: str) -> None:
         super().__init__(spec, channels, where)
-        self.scale = nn.Parameter(torch.ones(self.shape))
-        for name, value in (("gauge", 1.0), ("floor", 0.0), ("kept", 1.0)):
-            self.register_buffer(name, torch.full(self.shape, value))
+        self.gain = nn.Parameter(torch.ones(self.shape))
+        for name in ("gauge", "unit", "kept"):
+            self.register_buffer(name, torch.ones(self.shape))
         self.register_buffer("zero_point", torch.zeros(self.shape, dtype=torch.int32))
         self.gauge: Tensor
-        self.floor: Tensor
+        self.unit: Tensor
         self.kept: Tensor
         self.zero_point: Tensor
 
@@ -173,12 +173,9 @@ class LearnedWeight(WeightQuantizer):
         with torch.no_grad():
             self.zero_point.copy_(found.zero_point)
             self.gauge.copy_(self._gauge(gauge))
-            self._store(found.scale.to(self.scale.device))
-
-    def _store(self, scale: Tensor) -> None:
-        self.scale.copy_(scale)
-        self.kept.copy_(scale)
-        self.floor.copy_(scale * COLLAPSED)
+            self.unit.copy_(found.scale)
+            self.gain.fill_(1.0)
+            self.kept.fill_(1.0)
 
     def _gauge(self, gauge: Tensor | None) -> Tensor:
         if gauge is None:
@@ -189,7 +186,7 @@ class LearnedWeight(WeightQuantizer):
 
     def raw(self) -> Tensor:
         """The scale at the batch norm factors of the start."""
-        return self.kept if self.frozen else torch.maximum(self.scale, self.floor)
+        return relative(self.kept if self.frozen else self.gain.clamp(min=COLLAPSED), self.unit)
 
     def parameters_for(self, weight: Tensor, gauge: Tensor | None) -> tuple[Tensor, Tensor]:
         """Learned scale, times how much the folded factor has changed since."""
@@ -205,7 +202,7 @@ class LearnedWeight(WeightQuantizer):
 
     def collapsed(self) -> int:
         """How many scales have fallen to their floor."""
-        return 0 if self.frozen else int((~(self.scale.detach() > self.floor)).sum())
+        return 0 if self.frozen else int((~(self.gain.detach() > COLLAPSED)).sum())
 
     def fake(self, weight: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
         """Fake-quantized weight, with a gradient for the scale."""
@@ -216,20 +213,17 @@ class LearnedWeight(WeightQuantizer):
 
     def freeze(self) -> None:
         """Keep the present scale, whatever an optimizer does to the parameter."""
-        self.kept.copy_(self.raw().detach())
+        self.kept.copy_(self.gain.detach().clamp(min=COLLAPSED))
         self.frozen = True
 
 
 class PowerOfTwoWeight(LearnedWeight):
-    """TQT: the exponents are parameters, the scales powers of two."""
-
-    def _store(self, scale: Tensor) -> None:
-        super()._store(torch.log2(scale))
-        self.floor.fill_(-100.0)
+    """TQT: the scales are the next powers of two; what is learned are their exponents."""
 
     def parameters_for(self, weight: Tensor, gauge: Tensor | None) -> tuple[Tensor, Tensor]:
         """Powers of two."""
-        return power_of_two(self.raw() + torch.log2(self._gauge(gauge) / self.gauge)), self.zero_point
+        scale, zero = super().parameters_for(weight, gauge)
+        return power_of_two(torch.log2(scale)), zero
 
 
 _KINDS: dict[str, type[WeightQuantizer]] = {
