@@ -17,6 +17,7 @@ from intact.arithmetic import quantize
 from intact.graph import Graph, Node
 from intact.graph.ir import Dim
 from intact.kernels import Binding
+from intact.kernels.base import activation_codes
 from intact.types import PerChannel, QParams
 
 __all__ = ["IR_VERSION", "OPSET", "Builder", "onnx_type"]
@@ -146,6 +147,10 @@ class Builder:
         dtype = str(q.storage).removeprefix("torch.")
         bounds = [self.const(f"{edge}:{n}", np.array(v, dtype)) for n, v in (("low", low), ("high", high))]
         return self.op("Clip", [codes, *bounds], f"{edge}:clamped")
+
+    def result_codes(self, y: str, binding: Binding, edge: str) -> str:
+        """Codes of an integer operation's result, clamped where saturation does not do it."""
+        return self.clip_codes(self.quantize(y, binding.output, edge), *activation_codes(binding), edge)
 
     def shape_const(self, shape: Sequence[Dim], base: str) -> str:
         """A reshape target: at most one dynamic dimension, which becomes -1."""

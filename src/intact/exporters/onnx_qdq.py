@@ -17,7 +17,8 @@ from intact.errors import ExportError
 from intact.exporters.builder import Builder
 from intact.exporters.certificate import Certificate, certify
 from intact.exporters.onnx_float import emit_float, unsupported
-from intact.exporters.onnx_int import emit_integer, emit_table
+from intact.exporters.onnx_int import emit_integer
+from intact.exporters.onnx_tables import emit_table
 from intact.exporters.runtime import wrap
 from intact.graph import FloatModel, Graph, Node
 from intact.simulation.program import value_tables
