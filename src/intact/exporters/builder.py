@@ -88,15 +88,20 @@ class Builder:
         self.initializers[tensor.name] = tensor
         return tensor.name
 
-    def op(self, kind: str, inputs: Sequence[str], base: str, *, name: str | None = None, **attrs: Any) -> str:
-        """A node with one output; returns the output's name."""
-        output = self.unique(base)
-        node = helper.make_node(kind, list(inputs), [output], name=name or output,
+    def op(self, kind: str, inputs: Sequence[str], base: str, *, name: str | None = None, output: int = 0,
+           **attrs: Any) -> str:
+        """A node of which one output is read; returns that output's name."""
+        others = [self.unique(f"{base}:unread") for _ in range(output)]
+        output_name = self.unique(base)
+        outputs = [*others, output_name]
+        if kind == "TopK" and output == 0:  # both outputs are mandatory
+            outputs.append(self.unique(f"{base}:unread"))
+        node = helper.make_node(kind, list(inputs), outputs, name=name or output_name,
                                 **{k: v for k, v in attrs.items() if v is not None})
         if self.path and not kind.endswith("eLinear"):
             node.metadata_props.add(key="module_path", value=self.path)
         self.nodes.append(node)
-        return output
+        return output_name
 
     # -- quantization -----------------------------------------------------------------------
 

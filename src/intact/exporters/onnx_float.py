@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from intact.errors import ExportError
+from intact.exporters import onnx_elementwise, onnx_index, onnx_reduce  # noqa: F401  (they register their forms)
 from intact.exporters.builder import Builder, onnx_type
+from intact.exporters.onnx_call import ATEN, call
 from intact.exporters.onnx_ops import MOVES, UNARY, avg_pool_attrs, clip, conv_attrs, pad, resize_attrs
 from intact.graph import Node
 
-__all__ = ["FLOAT", "emit_float", "unsupported"]
+__all__ = ["EXPORTABLE", "FLOAT", "emit_float", "unsupported"]
 
 Emit = Callable[[Builder, Node, list[str]], str]
 
@@ -124,21 +126,19 @@ FLOAT: dict[str, Emit] = {
 }
 
 
-def _cast_call(n: Node) -> bool:
-    """A change of dtype, the one generic call that has an ONNX form."""
-    return n.op == "aten" and n.attrs["target"] == "aten._to_copy.default" and n.dtype in (
-        "float32", "int64", "int32", "bool")
+#: dtypes of these operations' operands follow the result, as torch promotes them
+_PROMOTING = frozenset({"add", "sub", "mul", "div", "minimum", "maximum", "concat", "matmul", "sum", *UNARY})
+EXPORTABLE = frozenset({"input", *FLOAT, *UNARY, *MOVES, *ATEN})
 
 
 def unsupported(n: Node) -> str | None:
     """Why a node that runs in float has no ONNX form, or None."""
-    if n.op != "avg_pool" and (n.op == "input" or n.op in FLOAT or n.op in UNARY or n.op in MOVES or _cast_call(n)):
-        return None
     if n.op == "avg_pool" and n.attrs["ceil_mode"] and n.attrs["count_include_pad"]:
         return "windows that stick out are divided by the whole window in ONNX Runtime"
     if n.op == "opaque":
         return "its module could not be captured"
-    return None if n.op in FLOAT else f"{n.attrs.get('target', n.op)} has no ONNX form here"
+    name = n.attrs["target"] if n.op == "aten" else n.op
+    return None if name in EXPORTABLE else f"{name} has no ONNX form here"
 
 
 def emit_float(b: Builder, n: Node, xs: list[str]) -> str:
@@ -151,12 +151,16 @@ def emit_float(b: Builder, n: Node, xs: list[str]) -> str:
     if reason is not None:
         raise ExportError("an operation cannot be exported", where=n.path or n.name, got=reason,
                           fix="exclude the module from the exported part")
+    if n.op in _PROMOTING or n.op == "where":
+        free = 1 if n.op == "where" else 0  # the condition
+        xs = [*xs[:free], *(x if b.graph[i].dtype == n.dtype else _cast(b, x, n.dtype, f"{n.name}:cast")
+                            for i, x in list(zip(n.inputs, xs, strict=True))[free:])]
     if n.op in UNARY:
         return UNARY[n.op](b, n, xs[0])
     if n.op in MOVES:
         return MOVES[n.op](b, n, xs[0])
     if n.op == "aten":
-        return _cast(b, xs[0], n.dtype, f"{n.name}:cast")
+        return call(b, n, xs)
     y = FLOAT[n.op](b, n, xs)
     bounds = n.attrs.get("activation")
     return y if bounds is None else clip(b, n, y, bounds[0], bounds[1])
