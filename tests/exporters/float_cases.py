@@ -163,5 +163,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "rms norm": lambda: nn.RMSNorm((4, 6, 6)),
     "local response norm": lambda: nn.LocalResponseNorm(3), "lp pool": lambda: nn.LPPool2d(2, 2),
     "bicubic": lambda: nn.Upsample(scale_factor=2, mode="bicubic"), "glu": lambda: nn.GLU(1),
-    "softmax2d": nn.Softmax2d, "rrelu": nn.RReLU,
+    "softmax2d": nn.Softmax2d,
+    "average pool that sticks out": lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True),
+    "average pool that would start in the padding": lambda: nn.AvgPool2d(2, 3, 1, ceil_mode=True), "rrelu": nn.RReLU,
 }

@@ -20,7 +20,7 @@ from intact.kernels import Binding
 from intact.kernels.base import activation_codes
 from intact.types import PerChannel, QParams
 
-__all__ = ["IR_VERSION", "OPSET", "Builder", "onnx_type"]
+__all__ = ["IR_VERSION", "OPSET", "Builder", "onnx_type", "place"]
 
 OPSET = 21
 IR_VERSION = 10
@@ -35,6 +35,15 @@ _TYPES = {
 def onnx_type(dtype: str) -> int:
     """The ONNX element type of a torch dtype name."""
     return int(_TYPES[dtype])
+
+
+def place(n: Node) -> str:
+    """Where a node stands in the user's model, for an error.
+
+    >>> place(Node("aten@2", "aten", attrs={"target": "aten.kthvalue.default"}))
+    'the model itself (aten.kthvalue.default)'
+    """
+    return f"{n.path or 'the model itself'} ({n.attrs.get('target', n.op)})"
 
 
 @dataclass

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from intact.errors import ExportError
-from intact.exporters.builder import Builder, onnx_type
+from intact.exporters.builder import Builder, onnx_type, place
 from intact.graph import Node
 from intact.graph.generic import declared
 from intact.graph.ir import Dim
@@ -59,7 +59,7 @@ class Call:
 
     def refuse(self, what: str, got: object = None) -> ExportError:
         """An error about this operation."""
-        return ExportError(what, where=f"{self.n.path or 'the model itself'} ({self.n.attrs['target']})", got=got,
+        return ExportError(what, where=place(self.n), got=got,
                            fix="exclude the module from the exported part")
 
     # -- operands ---------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 
 from intact.errors import ExportError
 from intact.exporters import onnx_elementwise, onnx_index, onnx_reduce  # noqa: F401  (they register their forms)
-from intact.exporters.builder import Builder, onnx_type
+from intact.exporters.builder import Builder, onnx_type, place
 from intact.exporters.onnx_call import ATEN, call
 from intact.exporters.onnx_ops import MOVES, UNARY, avg_pool_attrs, clip, conv_attrs, pad, resize_attrs
 from intact.graph import Node
@@ -113,6 +113,23 @@ def _embedding(b: Builder, n: Node, xs: list[str]) -> str:
     return b.op("Gather", [*_params(b, n, "weight"), *xs], f"{n.name}:rows", name=n.name, axis=0)
 
 
+def _avg_pool(b: Builder, n: Node, xs: list[str]) -> str:
+    """Windows that stick out of a padded image count what is inside: the padding is made first, and then counts."""
+    a = n.attrs
+    if not (a["ceil_mode"] and a["count_include_pad"]):
+        return b.op("AveragePool", xs, f"{n.name}:pool", name=n.name, **avg_pool_attrs(a))
+    rank, padding = len(n.shape), a["padding"]
+    ends = [0] * (rank - len(padding)) + list(padding)
+    x = b.op("Pad", [*xs, b.const(f"{n.name}:pads", np.array([*ends, *ends], np.int64))], f"{n.name}:padded")
+    plain = {**a, "padding": [0] * len(padding), "count_include_pad": False}
+    y = b.op("AveragePool", [x], f"{n.name}:pool", name=n.name, **avg_pool_attrs(plain))
+    # torch makes no window that starts in the padding behind the image
+    axes = range(rank - len(padding), rank)
+    parts = [b.const(f"{n.name}:{k}", np.array(v, np.int64)) for k, v in (
+        ("start", [0] * len(axes)), ("end", [n.shape[i] for i in axes]), ("axes", list(axes)))]
+    return b.op("Slice", [y, *parts], f"{n.name}:windows")
+
+
 #: canonical operation -> operator(s)
 FLOAT: dict[str, Emit] = {
     "conv": _conv, "conv_transpose": _conv_transpose, "linear": _linear, "matmul": _op("MatMul"),
@@ -121,7 +138,7 @@ FLOAT: dict[str, Emit] = {
     "maximum": _op("Max"), "where": _where, "concat": _axis("Concat"), "softmax": _axis("Softmax"),
     "log_softmax": _axis("LogSoftmax"), "mean": _reduce("ReduceMean"), "sum": _reduce("ReduceSum"),
     "interpolate": _interpolate, "constant": _constant, "prelu": _prelu, "embedding": _embedding,
-    "avg_pool": lambda b, n, xs: b.op("AveragePool", xs, f"{n.name}:pool", name=n.name, **avg_pool_attrs(n.attrs)),
+    "avg_pool": _avg_pool,
     "pad": lambda b, n, xs: pad(b, n, xs[0], np.array(n.attrs["value"], np.float32)),
 }
 
@@ -133,8 +150,6 @@ EXPORTABLE = frozenset({"input", *FLOAT, *UNARY, *MOVES, *ATEN})
 
 def unsupported(n: Node) -> str | None:
     """Why a node that runs in float has no ONNX form, or None."""
-    if n.op == "avg_pool" and n.attrs["ceil_mode"] and n.attrs["count_include_pad"]:
-        return "windows that stick out are divided by the whole window in ONNX Runtime"
     if n.op == "opaque":
         return "its module could not be captured"
     name = n.attrs["target"] if n.op == "aten" else n.op
@@ -149,7 +164,7 @@ def emit_float(b: Builder, n: Node, xs: list[str]) -> str:
     """
     reason = unsupported(n)
     if reason is not None:
-        raise ExportError("an operation cannot be exported", where=n.path or n.name, got=reason,
+        raise ExportError("an operation cannot be exported", where=place(n), got=reason,
                           fix="exclude the module from the exported part")
     if n.op in _PROMOTING or n.op == "where":
         free = 1 if n.op == "where" else 0  # the condition

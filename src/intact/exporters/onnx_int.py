@@ -8,7 +8,7 @@ import numpy as np
 from onnx import TensorProto
 
 from intact.errors import ExportError
-from intact.exporters.builder import Builder
+from intact.exporters.builder import Builder, place
 from intact.exporters.onnx_ops import MOVES, avg_pool_attrs, conv_attrs, pad, resize_attrs
 from intact.exporters.onnx_tables import emit_unary
 from intact.graph import Node
@@ -28,7 +28,7 @@ def emit_integer(b: Builder, n: Node, binding: Binding) -> None:
     elif n.op in _EMIT:
         _EMIT[n.op](b, n, binding)
     else:
-        raise ExportError("an integer operation has no ONNX form", where=n.path or n.name, got=n.op)
+        raise ExportError("an integer operation has no ONNX form", where=place(n))
 
 
 def _finish(b: Builder, n: Node, binding: Binding, y: str) -> None:
@@ -109,7 +109,7 @@ def _mean(b: Builder, n: Node, binding: Binding) -> None:
         return
     factor = float(q.scale / (binding.output.scale * float(count)))
     if not 2.0**-32 <= factor < 256.0:
-        raise ExportError("the runtime refuses this average", where=n.path or n.name, got=f"factor {factor:g}",
+        raise ExportError("the runtime refuses this average", where=place(n), got=f"factor {factor:g}",
                           allowed="from 2**-32 to 256", fix="leave the module in float")
     rank = len(source.shape)
     plain = axes == list(range(2, rank)) and rank > 2
