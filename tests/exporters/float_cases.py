@@ -30,6 +30,7 @@ EXACT: dict[str, Op] = {
     "argmax": lambda x: x.argmax(1), "argmin": lambda x: x.argmin(2, keepdim=True),
     "argmax flat": lambda x: x.flatten(1).argmax(1, keepdim=True),
     "argmax plus": lambda x: x.argmax(1) * 3 + 1, "argmax times": lambda x: x.argmax(1) * 0.5 + x[:, 0],
+    "argmax of a difference": lambda x: 5 - x.argmax(1), "argmax halves": lambda x: x.argmax(1) / 2,
     "gt": _mask, "lt": lambda x: x < x.flip(1), "ge": lambda x: x >= 0, "le": lambda x: x <= x[:, :1],
     "eq": lambda x: x == x.flip(2), "ne": lambda x: x != 0.0, "eq int": lambda x: x.argmax(1) == 2,
     "where": lambda x: torch.where(x > 0, x, x * 0.5), "where scalar": lambda x: torch.where(x > 0, x, 0.25),

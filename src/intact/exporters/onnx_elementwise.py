@@ -93,6 +93,14 @@ for _name, _kind in {"add": "Add", "sub": "Sub", "mul": "Mul"}.items():
     _arithmetic(_name, _kind)
 
 
+@aten("rsub.Scalar", "rsub.Tensor")
+def _rsub(c: Call) -> str:
+    x = c.tensor("self", c.dtype)
+    if c["alpha"] != 1:
+        x = c.op("Mul", x, c.number(c["alpha"], c.dtype, "alpha"))
+    return c.op("Sub", c.tensor("other", c.dtype), x)
+
+
 def _trunc_of(c: Call, x: str) -> str:
     return c.op("Mul", c.op("Sign", x), c.op("Floor", c.op("Abs", x)))
 

@@ -124,6 +124,9 @@ handler("aten.div.Tensor", "aten.div.Scalar", "aten.div.Tensor_mode")(_binary(
 @handler("aten.rsub.Scalar", "aten.rsub.Tensor")
 def _rsub(c: Converter, x: Value, k: Value, alpha: float = 1) -> Value:
     number = _scalar(k)
+    if number is not None and not c.fake().dtype.is_floating_point:
+        assert c.current is not None
+        return c.generic(str(c.current.target), [x, k, alpha], {})
     if number is None or alpha != 1:
         return c.emit("sub", [k, x if alpha == 1 else c.emit("mul_scalar", [x], value=float(alpha))])
     return _plus(c, c.emit("neg", [x]), number)

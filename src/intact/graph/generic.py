@@ -34,7 +34,7 @@ _PURE = frozenset(re.findall(r"\w+", """
     linalg_norm linalg_vecdot linalg_vector_norm linear log_sigmoid log_softmax logcumsumexp logsumexp lstm lstm_cell
     matmul max max_pool1d max_pool2d max_pool3d median meshgrid min moveaxis movedim msort mv nanmean nansum narrow
     new_full new_ones new_zeros norm one_hot ones_like outer pairwise_distance pixel_shuffle pixel_unshuffle prelu
-    quantile ravel renorm repeat_interleave rms_norm rnn_relu rnn_relu_cell rnn_tanh rnn_tanh_cell roll rot90
+    quantile ravel renorm repeat_interleave rms_norm rnn_relu rnn_relu_cell rnn_tanh rnn_tanh_cell roll rot90 rsub
     searchsorted softmax sort stack std std_mean swapaxes swapdims take take_along_dim tensor_split tensordot tile to
     trace transpose tril triu type_as unflatten unfold unsafe_chunk unsafe_split unsafe_split_with_sizes
     upsample_bicubic2d upsample_linear1d upsample_nearest1d upsample_nearest3d upsample_trilinear3d var var_mean
