@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from intact.errors import CaptureError
-from intact.graph import aten, aten_elementwise  # noqa: F401  (they register the conversions)
+from intact.graph import aten, aten_composed, aten_elementwise  # noqa: F401  (they register the conversions)
 from intact.graph.converter import Const, Converter, Edge
 from intact.graph.float_model import FloatModel
 from intact.graph.inplace import is_plain, mutates
