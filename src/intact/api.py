@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +18,8 @@ from intact.engine import QModel, convert, load, save
 from intact.errors import CalibrationError, ExportError
 from intact.exporters import Certificate, export_onnx, float_onnx, latencies
 from intact.graph import FloatModel
-from intact.graph.capture import normalise_example
 from intact.graph.passes import DEFAULT_PASSES, Pass, repeated_passes, transform
-from intact.graph.signature import split_batch
+from intact.graph.signature import Parameters
 from intact.planning import Recipe, plan
 from intact.simulation import prepare
 from intact.targets import Target, get_target
@@ -112,13 +110,9 @@ def _first_inputs(model: Any, data: Any) -> tuple[Any, Iterable[Any]]:
     except StopIteration:
         raise CalibrationError("there is no data", got="0 batches",
                                fix="pass a non-empty iterable; a generator can be consumed only once") from None
-    parameters = inspect.signature(model.forward).parameters.values()
-    required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    names = [p.name for p in parameters]
-    mapping = isinstance(item, Mapping) or (isinstance(item, (tuple, list)) and item and isinstance(item[0], Mapping))
-    args, kwargs = split_batch(item, names if mapping else required[: max(1, len(required))])
+    args, kwargs = Parameters.of(model).split(item)
     rest = itertools.chain([item], iterator) if iterator is data else data
-    return normalise_example(kwargs or args)[0] or kwargs, rest
+    return args or kwargs, rest
 
 
 def export(q: QModel, path: str | Path, *, format: str | None = None, **options: Any) -> Certificate:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from intact.errors import IntactError
 from intact.graph import FloatModel, Graph, Node
 from intact.graph.float_model import run_node
+from intact.graph.opaque import OpaqueCall
 from intact.graph.signature import Signature
 from intact.kernels import KERNELS, Binding
 from intact.simulation import Program
@@ -32,7 +33,7 @@ class QModel:
         bindings: what each integer node is bound to: attributes, parameters, weight and bias codes.
         qparams: parameters of every edge that has codes.
         float_params: parameters of the nodes that stay in float, by the user's names.
-        opaque: submodules that could not be captured; a model with any cannot be saved or exported.
+        opaque: calls of submodules that could not be captured; a model with any cannot be saved or exported.
         info: plain data about its making: plan, coverage, notes, versions.
         example: a small batch of inputs, kept in memory for checks; not saved.
     """
@@ -43,7 +44,7 @@ class QModel:
     bindings: Mapping[str, Binding]
     qparams: Mapping[str, QParams]
     float_params: Mapping[str, Tensor]
-    opaque: Mapping[str, nn.Module] = field(default_factory=dict)
+    opaque: Mapping[str, OpaqueCall] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
     example: Mapping[str, Tensor] | None = None
     _cache: dict[str, Program] = field(default_factory=dict, repr=False, init=False)

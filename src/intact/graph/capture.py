@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from intact.graph.converter import Const, Converter, Edge
 from intact.graph.float_model import FloatModel
 from intact.graph.inplace import is_plain, mutates
 from intact.graph.ir import Graph, Node
-from intact.graph.isolate import CAPTURE_FAILURES, isolated
+from intact.graph.isolate import CAPTURE_FAILURES, capture_around
+from intact.graph.opaque import OpaqueCall
+from intact.graph.program_inputs import example_tensors, program_signature
 from intact.graph.shapes import infer_shapes
-from intact.graph.signature import Signature
+from intact.graph.tree import first_tensor, map_leaves
 
 __all__ = ["capture", "capture_program", "evaluation_mode"]
 
@@ -57,28 +60,20 @@ def capture(model: nn.Module, example_inputs: Any) -> FloatModel:
     with evaluation_mode(model), torch.no_grad():
         _try_out(model, args, kwargs)
         try:
-            program = _export(model, args, kwargs)
-            return capture_program(program, (args, kwargs), model)
+            fm = _attempt(model, args, kwargs, {})
         except CAPTURE_FAILURES as failure:
-            with isolated(model, args, kwargs, _export, failure) as opaque:
-                fm = _capture_around(model, args, kwargs, opaque)
-    notes = tuple((path, f"could not be captured, one float call: {why}") for path, (_, why) in opaque.items())
-    return FloatModel(fm.graph, fm.params, fm.signature, fm.example, fm.opaque, (*fm.notes, *notes))
+            fm = capture_around(model, args, kwargs, _attempt, failure)
+    used = {node.attrs["module"] for node in fm.graph if node.op == "opaque"}
+    opaque = {key: call for key, call in fm.opaque.items() if key in used}
+    notes = dict.fromkeys((call.path, f"could not be captured, one float call: {call.reason}")
+                          for call in opaque.values())
+    return replace(fm, opaque=opaque, notes=(*fm.notes, *notes))
 
 
-def _capture_around(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], opaque: Mapping[str, tuple[nn.Module, str]]
+def _attempt(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], opaque: Mapping[str, OpaqueCall]
 ) -> FloatModel:
-    """Capture with stubs in place of the modules that torch.export refuses."""
-    try:
-        program = _export(model, args, kwargs)
-        return capture_program(program, (args, kwargs), model, {p: m for p, (m, _) in opaque.items()})
-    except CaptureError:
-        raise
-    except CAPTURE_FAILURES as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise CaptureError("the model cannot be captured around these modules", where=", ".join(opaque), got=reason,
-                           fix="call each of them once, with positional tensors") from error
+    return capture_program(_export(model, args, kwargs), (args, kwargs), model, opaque)
 
 
 def _try_out(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -86,19 +81,15 @@ def _try_out(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     try:
         model(*_first_two(args), **_first_two(kwargs))
     except CAPTURE_FAILURES as error:
+        keys = next((", ".join(map(str, a)) for a in args if isinstance(a, Mapping)), None)
         raise CaptureError("the model fails on the example inputs", where=type(model).__name__,
                            got=str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__,
-                           fix="check shapes and dtypes by calling the model with them") from error
+                           fix="check shapes and dtypes by calling the model with them" if keys is None else
+                           f"name the keys of the batch ({keys}) like the arguments of forward") from error
 
 
 def _first_two(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value[:2] if value.ndim else value
-    if isinstance(value, (tuple, list)):
-        return type(value)(_first_two(v) for v in value)
-    if isinstance(value, Mapping):
-        return {k: _first_two(v) for k, v in value.items()}
-    return value
+    return map_leaves(value, lambda x: x[:2] if isinstance(x, Tensor) and x.ndim else x)
 
 
 def normalise_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -145,50 +136,46 @@ def _refuse_quantized(model: nn.Module) -> None:
 
 def _at_least_two(value: Any) -> Any:
     """Tensors with a batch of one, doubled; nothing else changed."""
-    if isinstance(value, Tensor):
-        if value.ndim and value.shape[0] == 0:
-            raise CaptureError("an example input is empty", got=tuple(value.shape), fix="give at least one sample")
-        return torch.cat([value, value]) if value.ndim and value.shape[0] == 1 else value
-    if isinstance(value, (tuple, list)):
-        return type(value)(_at_least_two(v) for v in value)
-    if isinstance(value, Mapping):
-        return {k: _at_least_two(v) for k, v in value.items()}
-    return value
+    def doubled(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.ndim:
+            return x
+        if x.shape[0] == 0:
+            raise CaptureError("an example input is empty", got=tuple(x.shape), fix="give at least one sample")
+        return torch.cat([x, x]) if x.shape[0] == 1 else x
 
-
-def _batch_dims(value: Any, batch: int, dim: Any) -> Any:
-    if isinstance(value, Tensor):
-        return {0: dim} if value.ndim and value.shape[0] == batch else None
-    if isinstance(value, (tuple, list)):
-        return type(value)(_batch_dims(v, batch, dim) for v in value)
-    if isinstance(value, Mapping):
-        return {k: _batch_dims(v, batch, dim) for k, v in value.items()}
-    return None
-
-
-def _first_tensor(value: Any) -> Tensor | None:
-    if isinstance(value, Tensor):
-        return value if value.ndim else None
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
-    return next((t for t in map(_first_tensor, items) if t is not None), None)
+    return map_leaves(value, doubled)
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.export.ExportedProgram:
-    first = _first_tensor([args, kwargs])
+    first = first_tensor((args, kwargs))
     if first is None:
         raise CaptureError("no tensor among the example inputs", fix="pass a batch of inputs")
-    dim = torch.export.Dim("batch", min=1)
-    shapes: Any = _batch_dims(args, first.shape[0], dim)
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    variadic = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_POSITIONAL), None)
-    if variadic is not None:
-        shapes = (*shapes[:variadic], tuple(shapes[variadic:]))
-    if kwargs:
-        positional = dict(zip([p.name for p in parameters], shapes, strict=False))
-        shapes = {**positional, **_batch_dims(kwargs, first.shape[0], dim)}
+    batch, dim = first.shape[0], torch.export.Dim("batch", min=1)
+
+    def free(x: Any) -> Any:
+        return {0: dim} if isinstance(x, Tensor) and x.ndim and x.shape[0] == batch else None
+
+    shapes = _by_parameter(model, map_leaves(args, free), map_leaves(kwargs, free))
     with _quiet():
         program = torch.export.export(model, args, dict(kwargs), dynamic_shapes=shapes)
         return _functional(program)
+
+
+def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What belongs to each argument, as torch.export wants it: ``*xs`` is one tuple."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    at = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_POSITIONAL), None)
+    if at is not None:
+        args = (*args[:at], tuple(args[at:]))
+    if not kwargs:
+        return args
+    unnamed = sorted(kwargs.keys() - {p.name for p in parameters})
+    if unnamed:
+        raise CaptureError("an input has no name in the signature of forward", got=", ".join(unnamed),
+                           allowed=", ".join(p.name for p in parameters if p.kind is not p.VAR_KEYWORD),
+                           fix="wrap the model in a module whose forward names its inputs (torch.export cannot keep "
+                               "the batch of **kwargs free)")
+    return {**dict(zip([p.name for p in parameters], args, strict=False)), **kwargs}
 
 
 def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -216,7 +203,7 @@ def capture_program(
     program: torch.export.ExportedProgram,
     example: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None,
     model: nn.Module | None = None,
-    opaque: Mapping[str, nn.Module] | None = None,
+    opaque: Mapping[str, OpaqueCall] | None = None,
 ) -> FloatModel:
     """A FloatModel from an exported program (for instance one loaded from a ``.pt2`` file).
 
@@ -245,8 +232,8 @@ def capture_program(
     output = _output_template(program, conv, env)
     graph = Graph(tuple(conv.nodes), output).validate()
     graph = graph.rewritten(graph.nodes)
-    signature = _signature(program, model)
-    tensors = signature.bind(*example)
+    signature = program_signature(program, model)
+    tensors = example_tensors(program, *example)
     fm = FloatModel(graph, params, signature, {k: v.detach()[:_KEPT].clone() for k, v in tensors.items()},
                     dict(opaque or {}))
     return fm.with_graph(infer_shapes(fm))
@@ -324,31 +311,3 @@ def _template(value: Any, conv: Converter) -> dict[str, Any]:
         return {"kind": "const", "value": value}
     raise CaptureError("an output has a structure that cannot be kept", got=type(value).__name__,
                        fix="return tensors in tuples, lists or dicts")
-
-
-def _signature(program: torch.export.ExportedProgram, model: nn.Module | None) -> Signature:
-    names = [str(n) for n in program.graph_signature.user_inputs]
-    args, kwargs = program.call_spec.in_spec.unflatten(names)
-    if model is not None:
-        parameters = list(inspect.signature(model.forward).parameters.values())
-        keywords = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
-        variadic = len(args) > len(keywords)
-    else:
-        keywords, variadic = [], True
-    first = [f"arg{i}" if variadic else keywords[i] for i in range(len(args))]
-    if variadic:
-        first = [a if isinstance(a, str) else f"arg{i}" for i, a in enumerate(args)]
-    live = set(names)
-    templates = [_input_template(a, live) for a in args] + [_input_template(v, live) for v in kwargs.values()]
-    pairs = [(n, t) for n, t in zip([*first, *kwargs], templates, strict=True) if t["kind"] != "const"]
-    return Signature(tuple(n for n, _ in pairs), tuple(t for _, t in pairs))
-
-
-def _input_template(value: Any, names: set[str]) -> dict[str, Any]:
-    if isinstance(value, str):
-        return {"kind": "edge", "name": value} if value in names else {"kind": "const", "value": None}
-    if isinstance(value, Mapping):
-        return {"kind": "dict", "items": {str(k): _input_template(v, names) for k, v in value.items()}}
-    if isinstance(value, (tuple, list)):
-        return {"kind": "tuple", "items": [_input_template(v, names) for v in value]}
-    return {"kind": "const", "value": None}

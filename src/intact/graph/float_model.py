@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from intact.graph.float_ops import run_float
 from intact.graph.generic import run_aten
 from intact.graph.ir import Graph, Node, fill_template
+from intact.graph.opaque import OpaqueCall
 from intact.graph.signature import Signature, check_inputs
 
 __all__ = ["FloatModel", "execute", "last_uses", "run_node"]
@@ -28,7 +29,7 @@ class FloatModel:
         params: tensors by the user's parameter names; a tied parameter stands here once.
         signature: names and structure of the inputs.
         example: a small batch of real inputs, to check transformations on.
-        opaque: submodules that could not be captured, by path, run as one float call.
+        opaque: calls of submodules that could not be captured, each run as one float call.
         notes: what capture and the passes have to tell (path, sentence).
         equalization: by how many quarter octaves each channel of an edge was enlarged.
     """
@@ -37,7 +38,7 @@ class FloatModel:
     params: Mapping[str, Tensor]
     signature: Signature
     example: Mapping[str, Tensor]
-    opaque: Mapping[str, nn.Module] = field(default_factory=dict)
+    opaque: Mapping[str, OpaqueCall] = field(default_factory=dict)
     notes: tuple[tuple[str, str], ...] = ()
     equalization: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
@@ -71,9 +72,7 @@ def run_node(model: FloatModel, node: Node, xs: list[Tensor], batch: int) -> Ten
     if node.op == "aten":
         return run_aten(xs, params, node.attrs, batch)
     if node.op == "opaque":
-        result = model.opaque[node.attrs["module"]](*xs)
-        index = node.attrs.get("index")
-        return result if index is None else result[index]  # type: ignore[no-any-return]
+        return model.opaque[node.attrs["module"]].output(xs, batch, node.attrs["index"])
     return run_float(node.op, xs, params, node.attrs, batch)
 
 

@@ -1,7 +1,8 @@
-"""Submodules that torch.export refuses: each becomes one opaque float call, by path and reason."""
+"""Submodules that torch.export refuses: each call of theirs becomes one opaque float call, by path and reason."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 
 from intact.errors import CaptureError
 from intact.graph.converter import Converter, Value, handler
-from intact.graph.ir import Dim
+from intact.graph.ir import resolve_shape
+from intact.graph.opaque import OpaqueCall, Recorded, describe
+from intact.graph.tree import first_tensor, leaves, map_leaves
 
-__all__ = ["CAPTURE_FAILURES", "isolated"]
+__all__ = ["CAPTURE_FAILURES", "capture_around"]
 
 #: what torch.export raises when a model cannot be captured (its own errors derive from these)
 CAPTURE_FAILURES = (
@@ -21,83 +24,130 @@ CAPTURE_FAILURES = (
     IndexError, CaptureError,
 )
 
-Export = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], Any]
+#: samples to watch all submodules with, whose inputs are kept
+_FEW = 5
 
-# output shapes and dtypes of the modules that are opaque during one capture, for the fake kernel
-_SHAPES: dict[str, list[tuple[tuple[Dim, ...], torch.dtype]]] = {}
+Args = tuple[Any, ...]
+Kwargs = Mapping[str, Any]
+#: captures a module, with these opaque calls in it
+Attempt = Callable[[nn.Module, Args, Kwargs, Mapping[str, OpaqueCall]], Any]
+
+# the opaque calls of the capture that is going on, for the operation that stands for them
+_CALLS: dict[str, OpaqueCall] = {}
 
 
 @torch.library.custom_op("intact::opaque", mutates_args=())
 def _opaque(xs: list[Tensor], key: str) -> list[Tensor]:
-    raise CaptureError("an opaque module was called outside its graph", where=key)
+    if key not in _CALLS:
+        raise CaptureError("an opaque module was called outside its graph", where=key)
+    call = _CALLS[key]
+    return [y.clone() for y in call.run(xs, call.batch_of(xs))]  # an operation must not return its operands
 
 
 @_opaque.register_fake
 def _opaque_fake(xs: list[Tensor], key: str) -> list[Tensor]:
-    batch = xs[0].shape[0]
-    return [
-        torch.empty([batch if d == "batch" else int(d) for d in shape], dtype=dtype)
-        for shape, dtype in _SHAPES[key]
-    ]
-
-
-class _Stub(nn.Module):
-    """Stands in for a module while the rest is captured."""
-
-    def __init__(self, key: str, single: bool) -> None:
-        super().__init__()
-        self.key, self.single = key, single
-
-    def forward(self, *xs: Tensor) -> Any:
-        ys = _opaque(list(xs), self.key)
-        return ys[0] if self.single else tuple(ys)
+    call = _CALLS[key]
+    batch = call.batch_of(xs)
+    return [torch.empty(resolve_shape(shape, batch), dtype=dtype) for shape, dtype in call.outputs]
 
 
 @handler("intact.opaque.default")
 def _convert(c: Converter, xs: list[Value], key: str) -> Value:
+    call = _CALLS[key]
     outputs = []
-    for i, (shape, dtype) in enumerate(_SHAPES[key]):
-        c.path, c.leaf = key, True
+    for i, (shape, dtype) in enumerate(call.outputs):
+        c.path, c.leaf = call.path, True
         outputs.append(
-            c.emit("opaque", xs, dtype=str(dtype).removeprefix("torch."), module=key, shape=list(shape),
-                   index=None if len(_SHAPES[key]) == 1 else i)
+            c.emit("opaque", xs, dtype=str(dtype).removeprefix("torch."), module=key, shape=list(shape), index=i)
         )
     return outputs
 
 
-@contextmanager
-def isolated(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], export: Export, failure: BaseException
-) -> Iterator[dict[str, tuple[nn.Module, str]]]:
-    """Inside, the smallest modules that ``export`` refuses are replaced by stubs.
+class _Turns:
+    """The call sites of one module, in the order in which the model comes to them."""
 
-    Yields:
-        path to (module, reason).
+    def __init__(self, calls: list[OpaqueCall]) -> None:
+        self.calls, self.count = calls, 0
+
+    def next(self) -> OpaqueCall:
+        """The call whose turn it is; after the last one the model is run anew."""
+        self.count += 1
+        return self.calls[(self.count - 1) % len(self.calls)]
+
+
+class _Stub(nn.Module):
+    """Stands in for a module, under one of its names, while the rest is captured."""
+
+    def __init__(self, turns: _Turns, path: str) -> None:
+        super().__init__()
+        self.turns, self.path = turns, path
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        call = self.turns.next()
+        call.path = self.path
+        xs = [t for t in leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if [x.ndim for x in xs] != [len(shape) for shape in call.inputs]:
+            raise CaptureError("a module is called in another order than with the example inputs", where=self.path)
+        ys = _opaque(xs, call.key)
+        made = len(ys) - len(call.changed)
+        for i, y in zip(call.changed, ys[made:], strict=True):
+            xs[i].copy_(y)
+        return call.answer(ys[:made], call.batch_of(xs))
+
+
+def capture_around(model: nn.Module, args: Args, kwargs: Kwargs, attempt: Attempt, failure: BaseException) -> Any:
+    """What ``attempt`` gives with stubs in place of the smallest modules that it refuses.
+
+    Stubs may bring up another refusal (of a module that looks into the one that was replaced, say): then that one is
+    replaced too, until all is captured or the model's own forward is what is refused.
+
+    Args:
+        model: in evaluation mode; unchanged after.
+        args: example inputs.
+        kwargs: likewise, by name.
+        attempt: captures a module, or raises.
+        failure: what it raised for the whole model.
 
     Raises:
-        CaptureError: if the model's own forward is what cannot be captured.
+        CaptureError: if the model's own forward cannot be captured.
     """
-    calls = _record(model, args, kwargs)
-    found: dict[str, tuple[nn.Module, str]] = {}
-    _search(model, "", failure, calls, export, found)
-    if "" in found or not found:
-        raise CaptureError("the model's own forward cannot be captured", where=type(model).__name__,
-                           got=_reason(failure),
-                           fix="move the part that torch.export refuses into a submodule") from failure
-    saved = []
+    if isinstance(failure, CaptureError) and failure.where is None:
+        raise failure  # it is not in a module
+    first = first_tensor((args, kwargs))
+    size = 0 if first is None else int(first.shape[0])
+    few, few_kwargs = _resized((args, kwargs), size, min(size, _FEW))
+    watched = _Watched(model, few, few_kwargs)
+    refused: dict[nn.Module, str] = {}
+    while True:
+        found = watched.describe_all(refused, failure)
+        with _stubs(model, found) as opaque:
+            if opaque:
+                try:
+                    return attempt(model, args, kwargs, opaque)
+                except CAPTURE_FAILURES as error:
+                    failure = error
+            new = _newly_refused(model, few, few_kwargs, attempt, failure)
+        if model in new:
+            raise _own_forward(model, failure)
+        refused.update(new)
+
+
+def _newly_refused(model: nn.Module, args: Args, kwargs: Kwargs, attempt: Attempt, failure: BaseException
+                   ) -> dict[nn.Module, str]:
+    """The smallest modules that are refused with the stubs that are in place."""
+    running: list[nn.Module] = []
     try:
-        for path, (module, _) in found.items():
-            parent = model.get_submodule(path.rpartition(".")[0])
-            name = path.rpartition(".")[2]
-            inputs, outputs = calls[path]
-            single = isinstance(outputs, Tensor)
-            _SHAPES[path] = _output_shapes(path, inputs, [outputs] if single else outputs)
-            saved.append((parent, name, module))
-            setattr(parent, name, _Stub(path, single))
-        yield found
-    finally:
-        for parent, name, module in saved:
-            setattr(parent, name, module)
+        calls = _record(model, args, kwargs, running)
+    except CAPTURE_FAILURES as error:  # it looks into a module that was replaced
+        return {running[-1]: _reason(error)}
+    new: dict[nn.Module, str] = {}
+    _search(model, failure, calls, attempt, new)
+    return new
+
+
+def _own_forward(model: nn.Module, failure: BaseException, inner: str = "") -> CaptureError:
+    return CaptureError("the model's own forward cannot be captured", where=type(model).__name__,
+                        got=inner or _reason(failure), fix="move the part that torch.export refuses into a submodule")
 
 
 def _reason(failure: BaseException) -> str:
@@ -105,63 +155,164 @@ def _reason(failure: BaseException) -> str:
     return text.splitlines()[0][:200]
 
 
-def _record(model: nn.Module, args: Any, kwargs: Any) -> dict[str, tuple[tuple[Any, ...], Any]]:
-    """Inputs and outputs of the first call of every submodule that takes positional tensors."""
-    calls: dict[str, tuple[tuple[Any, ...], Any]] = {}
-    hooks = []
-    for path, module in model.named_modules():
-        def hook(m: nn.Module, xs: tuple[Any, ...], y: Any, *, _path: str = path) -> None:
-            calls.setdefault(_path, (xs, y))
+# -- watching -----------------------------------------------------------------------------------
 
-        hooks.append(module.register_forward_hook(hook))
+
+def _record(model: nn.Module, args: Args, kwargs: Kwargs, running: list[nn.Module]
+            ) -> dict[nn.Module, list[Recorded]]:
+    """Every call of every submodule, in order; if one fails, ``running`` tells which."""
+    calls: dict[nn.Module, list[Recorded]] = {}
+    given: list[tuple[Args, dict[str, Any]]] = []
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        running.append(module)
+        # copies, for the module may change them
+        given.append(map_leaves((args, kwargs), lambda x: x.clone() if isinstance(x, Tensor) else x))
+
+    def leave(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        running.pop()
+        calls.setdefault(module, []).append(Recorded(*given.pop(), result=result, inside=tuple(running)))
+
+    hooks = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in model.modules()]
+    hooks += [module.register_forward_hook(leave, with_kwargs=True) for module in model.modules()]
     try:
         model(*args, **kwargs)
-    except CAPTURE_FAILURES as error:
-        raise CaptureError("the model fails on the example inputs", got=_reason(error),
-                           fix="check the example inputs by calling the model with them") from error
     finally:
         for handle in hooks:
             handle.remove()
     return calls
 
 
-def _search(module: nn.Module, path: str, failure: BaseException, calls: Mapping[str, Any], export: Export,
-            found: dict[str, tuple[nn.Module, str]]) -> None:
-    """Add the smallest modules at or under ``path`` that cannot be captured on their own."""
-    before = len(found)
-    for name, child in module.named_children():
-        inner = f"{path}.{name}" if path else name
-        if inner not in calls:
-            if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
-                _search_container(child, inner, failure, calls, export, found)
-            continue
-        try:
-            export(child, calls[inner][0], {})
-        except CAPTURE_FAILURES as error:
-            _search(child, inner, error, calls, export, found)
-    if len(found) == before:
-        found[path] = (module, _reason(failure))
+def _resized(value: Any, size: int, other: int) -> Any:
+    """Tensors with as many samples as ``size`` cut to another number of them, or doubled."""
+    def cut(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.ndim or x.shape[0] != size:
+            return x
+        return x[:other] if other <= size else torch.cat([x, x])
+
+    return map_leaves(value, cut)
 
 
-def _search_container(module: nn.Module, path: str, failure: BaseException, calls: Mapping[str, Any],
-                      export: Export, found: dict[str, tuple[nn.Module, str]]) -> None:
-    for name, child in module.named_children():
-        inner = f"{path}.{name}"
-        if inner not in calls:
-            _search_container(child, inner, failure, calls, export, found)
-            continue
-        try:
-            export(child, calls[inner][0], {})
-        except CAPTURE_FAILURES as error:
-            _search(child, inner, error, calls, export, found)
+class _Watched:
+    """The calls of all submodules at two batch sizes: what differs between them grows with the batch."""
+
+    def __init__(self, model: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        first = first_tensor((args, kwargs))
+        size = 2 if first is None else int(first.shape[0])
+        self.model, other = model, 2 if size > 2 else 2 * size
+        args_2, kwargs_2 = _resized((args, kwargs), size, other)
+        self.batches = (size, other)
+        self.runs = _record(model, args, kwargs, []), _record(model, args_2, kwargs_2, [])
+        self.names: dict[nn.Module, list[str]] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            self.names.setdefault(module, []).append(path)
+
+    def describe_all(self, refused: dict[nn.Module, str], failure: BaseException) -> dict[nn.Module, list[OpaqueCall]]:
+        """Call sites of the refused modules; a module that cannot be described is refused with its parent.
+
+        Raises:
+            CaptureError: if that would be the whole model.
+        """
+        found: dict[nn.Module, list[OpaqueCall]] = {}
+        todo = list(refused)
+        while todo:
+            module = todo.pop()
+            try:
+                found[module] = self._describe(module, refused)
+            except CAPTURE_FAILURES as error:
+                inner = f"{self.names[module][0]}: {error.what if isinstance(error, CaptureError) else error}"
+                del refused[module]
+                for parent in self._parents(module):
+                    if parent is self.model:
+                        raise _own_forward(self.model, failure, f"{refused.get(module, _reason(failure))} ({inner})") \
+                            from failure
+                    refused.setdefault(parent, f"{_reason(failure)} ({inner})")
+                found, todo = {}, list(refused)
+        return {m: calls for m, calls in found.items() if calls}
+
+    def _describe(self, module: nn.Module, refused: Mapping[nn.Module, str]) -> list[OpaqueCall]:
+        first, second = ([c for c in run.get(module, []) if not any(m in refused for m in c.inside)]
+                         for run in self.runs)
+        if len(first) != len(second):
+            raise CaptureError("how often it is called depends on the batch size")
+        path, own = self.names[module][0], copy.deepcopy(module)
+        return [
+            describe(own, path if not i else f"{path}@{i + 1}", path, refused[module], pair, self.batches)
+            for i, pair in enumerate(zip(first, second, strict=True))
+        ]
+
+    def _parents(self, module: nn.Module) -> list[nn.Module]:
+        """The nearest modules around it, under each of its names, that are called."""
+        found = []
+        for path in self.names[module]:
+            while path:
+                path = path.rpartition(".")[0]
+                parent = self.model.get_submodule(path)
+                if parent in self.runs[0]:
+                    break
+            found.append(self.model.get_submodule(path))
+        return list(dict.fromkeys(found))
 
 
-def _output_shapes(path: str, inputs: Any, outputs: Any) -> list[tuple[tuple[Dim, ...], torch.dtype]]:
-    if not all(isinstance(t, Tensor) for t in (*inputs, *outputs)):
-        raise CaptureError("a module that cannot be captured takes or returns more than tensors", where=path,
-                           fix="give it positional tensors and let it return tensors")
-    batch = inputs[0].shape[0]
-    return [
-        (tuple("batch" if i == 0 and d == batch else int(d) for i, d in enumerate(t.shape)), t.dtype)
-        for t in outputs
-    ]
+# -- replacing ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _stubs(model: nn.Module, found: Mapping[nn.Module, list[OpaqueCall]]) -> Iterator[dict[str, OpaqueCall]]:
+    """Inside, these modules are replaced under all their names; yields their calls by key."""
+    turns = {module: _Turns(calls) for module, calls in found.items()}
+    places = [(path, module) for path, module in model.named_modules(remove_duplicate=False) if module in found]
+    saved = []
+    _CALLS.update({call.key: call for calls in found.values() for call in calls})
+    try:
+        for path, module in places:
+            parent, _, name = path.rpartition(".")
+            if any(path.startswith(f"{other}.") for other, _ in places):
+                continue  # inside another one, which stays whole
+            owner = model.get_submodule(parent)
+            saved.append((owner, name, module))
+            setattr(owner, name, _Stub(turns[module], path))
+        yield dict(_CALLS)
+    finally:
+        for owner, name, module in saved:
+            setattr(owner, name, module)
+        _CALLS.clear()
+
+
+# -- searching ----------------------------------------------------------------------------------
+
+
+def _search(module: nn.Module, failure: BaseException, calls: Mapping[nn.Module, list[Recorded]], attempt: Attempt,
+            found: dict[nn.Module, str]) -> None:
+    """Add the smallest modules in ``module``, or itself, that cannot be captured on their own."""
+    if not _search_children(module, calls, attempt, found):
+        found[module] = _reason(failure)
+
+
+def _search_children(module: nn.Module, calls: Mapping[nn.Module, list[Recorded]], attempt: Attempt,
+                     found: dict[nn.Module, str]) -> bool:
+    """Whether any was found."""
+    any_found = False
+    for child in module.children():
+        if child in found:
+            any_found = True
+        elif child not in calls:  # a list of modules, or one that is looked into and not called
+            any_found |= _search_children(child, calls, attempt, found)
+        elif not isinstance(child, _Stub):
+            for call in _kinds(calls[child]):
+                try:
+                    attempt(child, call.args, call.kwargs, _CALLS)
+                except CAPTURE_FAILURES as error:
+                    _search(child, error, calls, attempt, found)
+                    any_found = True
+                    break
+    return any_found
+
+
+def _kinds(calls: list[Recorded]) -> list[Recorded]:
+    """Calls that differ in more than the values of their tensors."""
+    found: dict[str, Recorded] = {}
+    for call in calls:
+        kind = map_leaves((call.args, call.kwargs), lambda x: tuple(x.shape) if isinstance(x, Tensor) else x)
+        found.setdefault(repr(kind), call)
+    return list(found.values())

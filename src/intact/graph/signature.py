@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from intact.errors import CalibrationError, IntactError
 from intact.graph.ir import Dim, Graph, resolve_dim
 
-__all__ = ["Signature", "split_batch"]
+__all__ = ["Parameters", "Signature", "check_inputs", "collect", "has_edges", "split_batch"]
 
 
 @dataclass(frozen=True)
@@ -40,27 +41,43 @@ class Signature:
             raise IntactError("inputs are missing", got=missing, allowed=", ".join(self.names))
         found: dict[str, Tensor] = {}
         for name, template in zip(self.names, self.templates, strict=True):
-            _collect(template, given[name], name, found)
+            collect(template, given[name], name, found)
         return found
 
 
-def _collect(template: Mapping[str, Any], value: Any, where: str, found: dict[str, Tensor]) -> None:
+def collect(template: Mapping[str, Any], value: Any, where: str, found: dict[str, Tensor]) -> None:
+    """Add the tensors of one argument to ``found``, by edge name.
+
+    Raises:
+        IntactError: if the argument has another structure than the template.
+    """
     kind = template["kind"]
     if kind == "edge":
         if not isinstance(value, Tensor):
-            raise IntactError("an input is not a tensor", where=where, got=type(value).__name__)
+            keys = f" with keys {', '.join(map(str, value))}" if isinstance(value, Mapping) else ""
+            raise IntactError("an input is not a tensor", where=where, got=type(value).__name__ + keys,
+                              fix=f"give a batch that is a dict the key {where!r}" if keys else None)
         found[template["name"]] = value
     elif kind in ("tuple", "list"):
         if not isinstance(value, (tuple, list)) or len(value) != len(template["items"]):
             raise IntactError("an input has another structure", where=where, got=type(value).__name__,
                               allowed=f"{kind} of {len(template['items'])}")
         for i, (item, part) in enumerate(zip(template["items"], value, strict=True)):
-            _collect(item, part, f"{where}[{i}]", found)
+            collect(item, part, f"{where}[{i}]", found)
     elif kind == "dict":
+        given = {str(k): v for k, v in value.items()} if isinstance(value, Mapping) else {}
         for key, item in template["items"].items():
-            if not isinstance(value, Mapping) or key not in value:
-                raise IntactError("an input has another structure", where=where, allowed=f"key {key!r}")
-            _collect(item, value[key], f"{where}[{key!r}]", found)
+            if key not in given and has_edges(item):
+                raise IntactError("an input has another structure", where=where, allowed=f"key {key!r}",
+                                  got=sorted(given) if isinstance(value, Mapping) else type(value).__name__)
+            collect(item, given.get(key), f"{where}[{key!r}]", found)
+
+
+def has_edges(template: Mapping[str, Any]) -> bool:
+    """Whether any tensor is in it."""
+    items = template.get("items", ())
+    return template["kind"] == "edge" or any(
+        has_edges(t) for t in (items.values() if isinstance(items, Mapping) else items))
 
 
 def check_inputs(graph: Graph, inputs: Mapping[str, Tensor]) -> int:
@@ -94,11 +111,59 @@ def _shape_error(name: str, x: Tensor, shape: tuple[Dim, ...]) -> IntactError:
                        allowed="(" + ", ".join(map(str, shape)) + ")")
 
 
+@dataclass(frozen=True)
+class Parameters:
+    """What a ``forward`` takes.
+
+    Args:
+        names: of its parameters, without ``*xs`` and ``**kw``.
+        required: those without a default that can be given by position.
+        many: it takes any number of positional inputs (``*xs``).
+        free: it takes inputs of any name (``**kw``).
+    """
+
+    names: tuple[str, ...]
+    required: tuple[str, ...]
+    many: bool = False
+    free: bool = False
+
+    @staticmethod
+    def of(model: nn.Module) -> Parameters:
+        """Those of a module.
+
+        >>> Parameters.of(torch.nn.Linear(3, 2)).required
+        ('input',)
+        """
+        found = inspect.signature(model.forward).parameters.values()
+        named = [p for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        return Parameters(
+            tuple(p.name for p in named),
+            tuple(p.name for p in named if p.default is p.empty and p.kind is not p.KEYWORD_ONLY),
+            any(p.kind is p.VAR_POSITIONAL for p in found), any(p.kind is p.VAR_KEYWORD for p in found))
+
+    def split(self, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The inputs in a batch: of a dict those with a parameter's name, of a tuple as many as are required.
+
+        Raises:
+            CalibrationError: if it holds no inputs.
+        """
+        first = item[0] if isinstance(item, (tuple, list)) and item else item
+        if isinstance(first, Mapping):
+            if self.free:
+                return (), {str(k): v for k, v in first.items()}
+            if any(n in first for n in self.names):
+                return split_batch(first, self.names)
+        if self.many and isinstance(item, (tuple, list)):
+            return tuple(item), {}
+        return split_batch(item, self.required or self.names[:1])
+
+
 def split_batch(item: Any, names: Sequence[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The inputs in one item of a data loader, as positional and keyword arguments.
 
     A tensor is the first input. A tuple or list holds the inputs first (what follows, such as labels, is
-    ignored). A mapping is taken by the names of ``forward``; other keys are ignored.
+    ignored). A mapping is taken by the names of ``forward``, other keys are ignored; without any of the names it is
+    an input itself.
 
     Raises:
         CalibrationError: if the item holds no inputs.
@@ -108,17 +173,19 @@ def split_batch(item: Any, names: Sequence[str]) -> tuple[tuple[Any, ...], dict[
     """
     if isinstance(item, Tensor):
         return (item,), {}
-    if isinstance(item, Mapping):
-        known = {n: item[n] for n in names if n in item}
-        if not known:
-            raise CalibrationError("a batch has none of the model's inputs", got=sorted(map(str, item)),
-                                   allowed=", ".join(names))
-        return (), known
+    first = item[0] if isinstance(item, (tuple, list)) and item else item
+    if isinstance(first, Mapping):
+        known = {n: first[n] for n in names if n in first}
+        if known:
+            return (), known
+        if first is item:
+            if len(names) > 1:
+                raise CalibrationError("a batch has none of the model's inputs", got=sorted(map(str, item)),
+                                       allowed=", ".join(names))
+            return (item,), {}
     if isinstance(item, (tuple, list)):
         if not item:
             raise CalibrationError("a batch is an empty tuple", got="()", fix="yield tensors, tuples or dicts")
-        if isinstance(item[0], Mapping):
-            return split_batch(item[0], names)
         return tuple(item[: len(names)]), {}
     raise CalibrationError("a batch is neither tensor, tuple nor mapping", got=type(item).__name__,
                            fix="yield tensors, tuples (inputs first) or dicts of tensors")
