@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from intact import graph as _graph
 from intact.algorithms import correct_bias
 from intact.analysis import Latency, Report, Sizes, compare_models
 from intact.calibration import calibrate
 from intact.engine import QModel, convert, load, save
-from intact.errors import CalibrationError, ExportError
+from intact.errors import CalibrationError, CaptureError, ExportError, IntactError
 from intact.exporters import Certificate, export_onnx, float_onnx, latencies
 from intact.graph import FloatModel
+from intact.graph.capture import capture as _capture_module
+from intact.graph.capture import capture_program as _capture_program
 from intact.graph.passes import DEFAULT_PASSES, Pass, repeated_passes, transform
-from intact.graph.signature import Parameters
+from intact.graph.signature import Parameters, samples_in
 from intact.planning import Recipe, plan
 from intact.simulation import prepare
 from intact.targets import Target, get_target
@@ -39,14 +41,21 @@ __all__ = [
 ]
 
 
-def capture(model: nn.Module, example_inputs: Any, *, passes: Sequence[Pass] = DEFAULT_PASSES) -> FloatModel:
+#: what can be quantized: a module, a captured model, or a program of ``torch.export``
+Model = nn.Module | FloatModel | ExportedProgram
+
+
+def capture(
+    model: nn.Module | ExportedProgram, example_inputs: Any = None, *, passes: Sequence[Pass] = DEFAULT_PASSES
+) -> FloatModel:
     """Capture a module as a float graph: batch norms folded, activations fused, dropout gone.
 
-    The module is not changed. The batch size stays free.
+    The module is not changed. The batch size stays free (that of a program as it was exported).
 
     Args:
-        model: any ``nn.Module``, in training or evaluation mode.
-        example_inputs: a batch: a tensor, a tuple of positional inputs, or a dict of keyword inputs.
+        model: any ``nn.Module``, in training or evaluation mode; or a program of ``torch.export``.
+        example_inputs: a batch: a tensor, a tuple of positional inputs, or a dict of keyword inputs. A program has
+            its own.
         passes: transformations, each checked to keep the outputs; ``intact.graph.passes`` has more.
 
     Raises:
@@ -57,11 +66,41 @@ def capture(model: nn.Module, example_inputs: Any, *, passes: Sequence[Pass] = D
     >>> [n.op for n in capture(net, torch.randn(2, 3, 8, 8)).graph]
     ['input', 'conv']
     """
-    return transform(_graph.capture(model, example_inputs), passes)
+    if isinstance(model, ExportedProgram):
+        return transform(_capture_program(model), passes)
+    return transform(_capture_module(model, example_inputs), passes)
+
+
+def captured(
+    model: Model, data: Iterable[Any], *, example_inputs: Any = None, passes: Sequence[Pass] = DEFAULT_PASSES
+) -> tuple[FloatModel, Iterable[Any]]:
+    """The model as a float graph, captured with the inputs of the first batch, and data that still holds that batch.
+
+    Raises:
+        CaptureError: if the model cannot be captured.
+        CalibrationError: if there is no data, or no batches.
+
+    >>> import torch
+    >>> fm, data = captured(torch.nn.Linear(3, 2), iter([torch.randn(4, 3)]))
+    >>> len(fm.graph.nodes), len(list(data))
+    (2, 1)
+    """
+    if not isinstance(model, Model):
+        raise CaptureError("this is no model", got=type(model).__name__,
+                           allowed="torch.nn.Module, intact.FloatModel or torch.export.ExportedProgram",
+                           fix="pass the float module itself")
+    if isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, Iterable):
+        raise CalibrationError("the data is not an iterable of batches", got=type(data).__name__,
+                               fix="pass a list of batches, such as [x], or a DataLoader")
+    if isinstance(model, FloatModel):
+        return model, data
+    if isinstance(model, nn.Module) and example_inputs is None:
+        example_inputs, data = _first_inputs(model, data)
+    return capture(model, example_inputs, passes=passes), data
 
 
 def quantize(
-    model: nn.Module,
+    model: Model,
     data: Iterable[Any],
     *,
     target: str | Target = "onnxruntime",
@@ -72,7 +111,8 @@ def quantize(
     """Quantize a module in one call: capture, plan, prepare, calibrate, convert.
 
     Args:
-        model: an unmodified float module; it is not changed.
+        model: an unmodified float module, which is not changed; or what :func:`capture` gave; or a program of
+            ``torch.export``.
         data: calibration batches: tensors, tuples (inputs first), or dicts by input name. A DataLoader that
             yields (inputs, labels) works as it is.
         target: the runtime whose codes the integer model gives.
@@ -91,19 +131,13 @@ def quantize(
     torch.Size([5, 4])
     """
     get_target(target)
-    if example_inputs is None:
-        example_inputs, data = _first_inputs(model, data)
-    fm = capture(model, example_inputs)
+    fm, data = captured(model, data, example_inputs=example_inputs)
     qfloat = prepare(fm, plan(fm, target=target, recipe=recipe))
     return convert(calibrate(qfloat, data, progress=progress))
 
 
-def _first_inputs(model: Any, data: Any) -> tuple[Any, Iterable[Any]]:
+def _first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     """Inputs of the first batch, and data that still holds it."""
-    if isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, Iterable) or not isinstance(model, nn.Module):
-        raise CalibrationError("quantize takes a module and an iterable of batches",
-                               got=f"{type(model).__name__}, {type(data).__name__}",
-                               fix="pass a list of batches, such as [x], or a DataLoader")
     iterator = iter(data)
     try:
         item = next(iterator)
@@ -145,13 +179,13 @@ def export(q: QModel, path: str | Path, *, format: str | None = None, **options:
 
 
 def compare(
-    net: nn.Module, q: QModel, data: Iterable[Any], metric: Any = None, *, latency: bool = True,
+    net: Model, q: QModel, data: Iterable[Any], metric: Any = None, *, latency: bool = True,
     progress: bool | None = None,
 ) -> Report:
     """Hold an integer model against the float module it came from.
 
     Args:
-        net: the float module.
+        net: the float module; or what :func:`capture` gave, or a program of ``torch.export``.
         q: the integer model.
         data: batches; what follows the inputs in a tuple is the label.
         metric: ``metric(outputs, labels) -> float``, averaged over samples; by default top-1 accuracy where
@@ -168,14 +202,17 @@ def compare(
     >>> compare(net, quantize(net, [x]), [x], latency=False).samples
     32
     """
-    first, data = _first_inputs(net, data)
-    model = transform(_graph.capture(net, first), repeated_passes(q.info.get("equalization", {})))
+    if not isinstance(q, QModel):
+        raise IntactError("compare takes the integer model second", got=type(q).__name__, allowed="QModel")
+    model, data = captured(net, data, passes=repeated_passes(q.info.get("equalization", {})))
     measured, sizes = _measure(model, q) if latency else (None, None)
     return compare_models(model, q, data, metric=metric, latency=measured, sizes=sizes, progress=progress)
 
 
 def _measure(fm: FloatModel, q: QModel) -> tuple[Latency | None, Sizes | None]:
     """Files and latencies of float and integer model; nothing where the model has no ONNX form."""
+    if [(n.name, n.shape) for n in fm.graph.inputs] != [(n.name, n.shape) for n in q.graph.inputs]:
+        return None, None  # another model: the comparison will say so
     with tempfile.TemporaryDirectory() as folder:
         try:
             float_file = float_onnx(fm, Path(folder) / "float.onnx")
@@ -186,4 +223,6 @@ def _measure(fm: FloatModel, q: QModel) -> tuple[Latency | None, Sizes | None]:
         one = {k: v[:1] if fm.graph[k].shape[:1] == ("batch",) else v for k, v in fm.example.items()}
         slow, fast = latencies([float_file, integer_file], one)
         sizes = Sizes(float_bytes=float_file.stat().st_size, integer_bytes=integer_file.stat().st_size)
-        return Latency(float_ms=slow, integer_ms=fast, engine="onnxruntime, CPU, one thread"), sizes
+        size = samples_in(fm.graph, 1)
+        batch = f", batches of {size}" if size > 1 else ""
+        return Latency(float_ms=slow, integer_ms=fast, engine=f"onnxruntime, CPU, one thread{batch}"), sizes

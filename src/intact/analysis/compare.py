@@ -22,7 +22,7 @@ from intact.graph import FloatModel
 from intact.graph.capture import capture
 from intact.graph.ir import Node, fill_template
 from intact.graph.passes import repeated_passes, transform
-from intact.graph.signature import check_inputs, split_batch
+from intact.graph.signature import check_inputs, samples_in, split_batch
 
 __all__ = ["compare_models"]
 
@@ -103,7 +103,7 @@ class _Comparison:
         self.score = _Score(q, metric)
 
     def update(self, inputs: Mapping[str, Tensor], item: Any, number: int) -> None:
-        samples = check_inputs(self.q.graph, inputs)
+        samples = samples_in(self.q.graph, check_inputs(self.q.graph, inputs))
         alone = self.alone < max(_ALONE_SAMPLES, self.samples * _ALONE_SHARE)
         right, found = self.probe.run(inputs, number, alone=alone)
         if number == 0:

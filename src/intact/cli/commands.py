@@ -6,7 +6,6 @@ import functools
 import logging
 import os
 import secrets
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +16,11 @@ from rich.console import Console
 from rich.text import Text
 
 from intact import __version__
-from intact.analysis import Latency, Sizes, compare_models
-from intact.api import calibrate, convert, export, load, prepare, save
+from intact.api import capture, compare, export, load, quantize, save
 from intact.api import plan as make_plan
 from intact.cli.demo import coverage, run_demo
-from intact.cli.sources import captured, open_data, open_example, open_model, python_object
-from intact.engine import QModel
+from intact.cli.sources import inputs_of, open_data, open_example, open_model, python_object
 from intact.errors import ArtifactError, ExportError, IntactError, PlanError
-from intact.exporters import export_onnx, float_onnx, latencies
-from intact.graph import FloatModel
 from intact.planning import FLOAT, Quant, Recipe, Rule, path
 from intact.targets import get_target
 
@@ -119,8 +114,7 @@ def _quantize(
     wish = _recipe(recipe, float_, weight_bits, activation_bits, observer, quantized_outputs)
     get_target(target)
     net = open_model(model)
-    fm, batches = captured(net, open_data(data, net, batch_size))
-    q = convert(calibrate(prepare(fm, make_plan(fm, target, wish)), batches))
+    q = quantize(net, open_data(data, net, batch_size), target=target, recipe=wish)
     if output is not None and q.opaque:  # before the export: all files are written, or none
         raise ArtifactError("modules that could not be captured are Python code and cannot be saved",
                             got=", ".join(sorted(q.opaque)), fix="rewrite them so that torch.export captures them")
@@ -147,7 +141,7 @@ def _plan(
     wish = _recipe(recipe, float_, weight_bits, activation_bits, observer, quantized_outputs)
     get_target(target)
     net = open_model(model)
-    fm, _ = captured(net, open_example(data, net, batch_size))
+    fm = capture(net, inputs_of(net, open_example(data, net, batch_size)))
     typer.echo(str(make_plan(fm, target, wish)))
 
 
@@ -165,9 +159,7 @@ def _compare(
     _check_output(json, ".json")
     q = load(file)
     net = open_model(model)
-    fm, batches = captured(net, open_data(data, net, batch_size, labelled=True, key=labels))
-    times, sizes = _measured(fm, q) if latency else (None, None)
-    report = compare_models(fm, q, batches, latency=times, sizes=sizes)
+    report = compare(net, q, open_data(data, net, batch_size, labelled=True, key=labels), latency=latency)
     if json is not None:
         _write_text(json, report.to_json() + "\n")
     typer.echo(str(report))
@@ -247,20 +239,3 @@ def _write_text(file: Path, text: str) -> None:
 
 def _wrote(file: Path) -> str:
     return f"wrote {file} ({file.stat().st_size:,} bytes)"
-
-
-def _measured(fm: FloatModel, q: QModel) -> tuple[Latency | None, Sizes | None]:
-    """Of both models in the runtime; nothing where one of them has no ONNX form."""
-    if [(n.name, n.shape) for n in fm.graph.inputs] != [(n.name, n.shape) for n in q.graph.inputs]:
-        return None, None  # another model: the comparison will say so
-    with tempfile.TemporaryDirectory() as folder:
-        integer = Path(folder) / "integer.onnx"
-        try:
-            floating = float_onnx(fm, Path(folder) / "float.onnx")
-            export_onnx(q, integer)
-        except ExportError:
-            return None, None
-        one = {k: v[:1] if fm.graph[k].shape[:1] == ("batch",) else v for k, v in fm.example.items()}
-        slow, fast = latencies([floating, integer], one)
-        return (Latency(slow, fast, "onnxruntime, CPU, one thread"),
-                Sizes(floating.stat().st_size, integer.stat().st_size))

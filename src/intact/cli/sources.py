@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import itertools
 import os
 import re
 import sys
@@ -25,18 +24,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from intact.api import capture
 from intact.errors import CalibrationError, CaptureError, IntactError
-from intact.graph import FloatModel
-from intact.graph.capture import capture_program
-from intact.graph.passes import DEFAULT_PASSES, transform
-from intact.graph.signature import split_batch
+from intact.graph.program_inputs import fixed_batch_of, program_signature
+from intact.graph.signature import Parameters
 
-__all__ = ["Source", "captured", "open_data", "open_example", "open_model", "python_object"]
+__all__ = ["Source", "inputs_of", "open_data", "open_example", "open_model", "python_object"]
 
 Array = npt.NDArray[Any]
-Source = nn.Module | FloatModel
+Source = nn.Module | ExportedProgram
 
 _DTYPES = tuple(np.dtype(t) for t in ("float32", "int64", "int32", "bool"))  # of which the integers are token ids
 _INPUT_KEYS = ("images", "x", "inputs")
@@ -49,7 +46,7 @@ _UNREADABLE = (OSError, ValueError, KeyError, EOFError, MemoryError, NotImplemen
 
 
 def open_model(text: str) -> Source:
-    """The module of ``package.module:factory``, or the captured program of a ``.pt2`` file.
+    """The module of ``package.module:factory``, or the program of a ``.pt2`` file.
 
     Raises:
         CaptureError: if there is none; says what was found instead.
@@ -64,48 +61,35 @@ def open_model(text: str) -> Source:
     return model
 
 
-def _program(file: Path) -> FloatModel:
+def _program(file: Path) -> ExportedProgram:
     _refuse_missing(file, CaptureError)
     try:
         if not zipfile.is_zipfile(file):
             raise ValueError("it is no archive")
-        program = torch.export.load(file)
+        return torch.export.load(file)
     except (*_UNREADABLE, RuntimeError, AttributeError, TypeError) as error:
         raise CaptureError("the file cannot be read as an exported program", where=str(file), got=_brief(error),
                            fix="write it with torch.export.save(torch.export.export(model, ...), file)") from None
-    return transform(capture_program(program), DEFAULT_PASSES)
 
 
-def captured(model: Source, batches: Iterable[Any]) -> tuple[FloatModel, Iterable[Any]]:
-    """The float model, captured with the inputs of the first batch, and data that still holds that batch.
-
-    Raises:
-        CaptureError: if the model cannot be captured.
-        CalibrationError: if there is no data.
-    """
-    if isinstance(model, FloatModel):
-        return model, batches
-    iterator = iter(batches)
-    item = next(iterator, None)
+def inputs_of(model: Source, batches: Iterable[Any]) -> Any:
+    """Inputs to capture a module with: those of the first batch. A program has its own."""
+    if isinstance(model, ExportedProgram):
+        return None
+    item = next(iter(batches), None)
     if item is None:
         raise CalibrationError("there is no data", got="0 batches", fix="give at least one batch")
-    names, required = _inputs(model)
-    by_name = isinstance(item, Mapping) or (isinstance(item, (tuple, list)) and item and isinstance(item[0], Mapping))
-    args, kwargs = split_batch(item, names if by_name else required or names[:1])
-    try:
-        fm = capture(model, args or kwargs)
-    except RuntimeError as error:  # torch refuses inputs, for instance integers, inside the model
-        raise CaptureError("the model fails on the first batch", got=_brief(error),
-                           fix="check shape and dtype of the data by calling the model with it") from error
-    return fm, itertools.chain([item], iterator) if iterator is batches else batches
+    args, kwargs = Parameters.of(model).split(item)
+    return args or kwargs
 
 
 def _inputs(model: Source) -> tuple[list[str], list[str]]:
     """Names of all inputs, and of those without a default."""
-    if isinstance(model, FloatModel):
-        return list(model.signature.names), list(model.signature.names)
-    parameters = [p for p in inspect.signature(model.forward).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    return [p.name for p in parameters], [p.name for p in parameters if p.default is p.empty]
+    if isinstance(model, ExportedProgram):
+        names = list(program_signature(model).names)
+        return names, names
+    found = Parameters.of(model)
+    return list(found.names), list(found.required)
 
 
 # -- Python objects -----------------------------------------------------------------------------
@@ -177,7 +161,7 @@ def open_data(text: str, model: Source, batch_size: int, *, labelled: bool = Fal
         choose = _npy if suffix == ".npy" else _npz
         inputs, labels = choose(Path(text), model, key, labelled)
         _check_arrays(inputs, labels, text)
-        size = _fixed_batch(model, len(next(iter(inputs.values()))), text, labelled) or batch_size
+        size = _fixed_batch(model, len(next(iter(inputs.values()))), text) or batch_size
         return _Arrays(inputs, labels, size)
     _refuse_file(text, CalibrationError, ".npy, .npz, or package.module:factory")
     data = python_object(text, CalibrationError, Iterable)
@@ -193,13 +177,13 @@ def open_example(text: str | None, model: Source, batch_size: int) -> Iterable[A
     Raises:
         CalibrationError, CaptureError: if there are none.
     """
-    if text is None and isinstance(model, FloatModel):
+    if text is None and isinstance(model, ExportedProgram):
         return ()
     if text is None:
         raise CaptureError("a module is captured with example inputs", fix="give DATA, or a shape such as 1x3x224x224")
     if not re.fullmatch(r"\d+([x,]\d+)*", text):
         return open_data(text, model, batch_size)
-    if isinstance(model, FloatModel):
+    if isinstance(model, ExportedProgram):
         raise CalibrationError("a program has the shapes that it was exported with", got=text,
                                fix="leave the shape out")
     names = _only_input(model, f"shape {text}")
@@ -259,17 +243,13 @@ def _check_arrays(inputs: Mapping[str, Array], labels: Array | None, text: str) 
                                fix="the first axis counts samples")
 
 
-def _fixed_batch(model: Source, samples: int, text: str, compared: bool) -> int | None:
+def _fixed_batch(model: Source, samples: int, text: str) -> int | None:
     """The batch that a program was exported with, if it is fixed."""
-    first = model.graph.inputs[0].shape[:1] if isinstance(model, FloatModel) and model.graph.inputs else ()
-    size = first[0] if first and isinstance(first[0], int) else None
-    fix = "export it with dynamic_shapes={...: {0: torch.export.Dim('batch')}}"
+    size = fixed_batch_of(model) if isinstance(model, ExportedProgram) else None
     if size and samples % size:
         raise CalibrationError("the program's batch is fixed, and does not divide the number of samples", where=text,
-                               got=samples, allowed=f"a multiple of {size}", fix=fix)
-    if size and size > 1 and compared:  # a report would count each batch as one sample
-        raise CalibrationError("the program's batch is fixed, so that samples cannot be compared one by one",
-                               got=f"a batch of {size}", allowed="a free batch, or one of 1", fix=fix)
+                               got=samples, allowed=f"a multiple of {size}",
+                               fix="export it with dynamic_shapes={...: {0: torch.export.Dim('batch')}}")
     return size
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from intact.errors import CalibrationError, IntactError
 from intact.graph.ir import Dim, Graph, resolve_dim
 
-__all__ = ["Parameters", "Signature", "check_inputs", "collect", "has_edges", "split_batch"]
+__all__ = ["Parameters", "Signature", "check_inputs", "collect", "has_edges", "samples_in",
+           "split_batch"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,20 @@ def check_inputs(graph: Graph, inputs: Mapping[str, Tensor]) -> int:
             raise IntactError("an input is empty", where=node.name, got=tuple(x.shape),
                               fix="leave out batches of zero samples")
     return 1 if batch is None else batch
+
+
+def samples_in(graph: Graph, batch: int) -> int:
+    """How many samples a batch holds: where no size is free, the first size of all inputs and outputs, if it is one.
+
+    Args:
+        graph: of the model.
+        batch: what :func:`check_inputs` found.
+    """
+    ends = [*graph.inputs, *(graph[name] for name in graph.outputs)]
+    if any(isinstance(d, str) for node in ends for d in node.shape):
+        return batch
+    sizes = {node.shape[0] if node.shape else 1 for node in ends}
+    return int(sizes.pop()) if len(sizes) == 1 else batch
 
 
 def _shape_error(name: str, x: Tensor, shape: tuple[Dim, ...]) -> IntactError:
