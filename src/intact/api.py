@@ -20,7 +20,7 @@ from intact.exporters import Certificate, export_onnx, float_onnx, latencies
 from intact.graph import FloatModel
 from intact.graph.capture import capture as _capture_module
 from intact.graph.capture import capture_program as _capture_program
-from intact.graph.passes import DEFAULT_PASSES, Pass, repeated_passes, transform
+from intact.graph.passes import DEFAULT_PASSES, EqualizeChannels, Pass, repeated_passes, transform
 from intact.graph.signature import Parameters, samples_in
 from intact.planning import Recipe, plan
 from intact.simulation import prepare
@@ -204,7 +204,10 @@ def compare(
     """
     if not isinstance(q, QModel):
         raise IntactError("compare takes the integer model second", got=type(q).__name__, allowed="QModel")
-    model, data = captured(net, data, passes=repeated_passes(q.info.get("equalization", {})))
+    steps = q.info.get("equalization", {})
+    model, data = captured(net, data, passes=repeated_passes(steps))
+    if steps and not model.equalization:  # a captured model, to which it was not done yet
+        model = transform(model, [EqualizeChannels(steps=steps)])
     measured, sizes = _measure(model, q) if latency else (None, None)
     return compare_models(model, q, data, metric=metric, latency=measured, sizes=sizes, progress=progress)
 

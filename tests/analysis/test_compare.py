@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import intact
 import intact.api as api
 from intact.analysis import Latency, Problem, Report, Sizes, compare_models
+from intact.analysis.lint import lint
 from intact.arithmetic import dequantize, quantize
 from intact.calibration.collect import masked_operands
 from intact.errors import CalibrationError, IntactError, NonFiniteError
@@ -284,3 +287,23 @@ def test_measurements_are_reported_and_a_slower_or_larger_model_is_a_finding(sim
     assert json.loads(good.to_json())["latency"]["engine"] == "onnxruntime"
     bad = compare_models(net, q, [x], latency=Latency(1.0, 2.0, "onnxruntime"), sizes=Sizes(100, 101))
     assert [f.problem for f in bad.findings] == [Problem.SLOWER, Problem.LARGER]
+
+
+@pytest.mark.parametrize(("net", "recipe", "ratio", "words"), [
+    (nn.Linear(6, 8), intact.Recipe(), 1.05, None),
+    (nn.Linear(6, 8), intact.Recipe(), 1.2, "with 48 multiply-accumulates a sample"),
+    (nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 6)), intact.Recipe((intact.Rule(intact.path("1"), intact.FLOAT),)),
+     1.2, "50% of its multiply-accumulates stay in float"),
+    (nn.ReLU(), intact.Recipe(), 1.2, "nothing in it multiplies"),
+    (nn.Sequential(nn.Linear(6, 1200), nn.Softmax(-1), nn.Linear(1200, 1200)), intact.Recipe(), 1.2,
+     r"1 operation\(s\) between its integer layers stay in float, first '1' \(softmax\)"),
+    (nn.Sequential(nn.Linear(6, 1200), nn.GELU(), nn.Linear(1200, 1200)), intact.Recipe(), 1.2,
+     r"1 operation\(s\), most of them gelu, have no integer kernel"),
+    (nn.Sequential(nn.Linear(6, 1200), nn.Linear(1200, 1200)), intact.Recipe(), 1.2, "all of it runs in integers"),
+])
+def test_slower_than_float_says_why(net: nn.Module, recipe: intact.Recipe, ratio: float, words: str | None) -> None:
+    q = intact.quantize(net, [torch.randn(8, 6)], recipe=recipe)
+    found = [f for f in lint(q, (), Latency(1.0, ratio, "onnxruntime")) if f.problem is Problem.SLOWER]
+    assert len(found) == (words is not None)
+    if words is not None:
+        assert re.search(words, str(found[0]))

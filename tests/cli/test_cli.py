@@ -141,7 +141,7 @@ def test_quantize_takes(folder: Path, model: str, data: str) -> None:
 
 
 def test_options_make_the_recipe(folder: Path) -> None:
-    options = ("--float", "2", "--weight-bits", "4", "--activation-bits", "6", "--observer", "minmax")
+    options = ("--float", "2", "--weight-bits", "4", "--activation-bits", "6", "--activation-observer", "minmax")
     text = run("plan", "cli_models:net", "2x6", *options).out
     assert "2 (linear): the recipe says float" in text
     assert "int4_narrow per channel" in text and "uint6 per tensor affine, minmax" in text
@@ -221,7 +221,7 @@ def test_refused_before_any_work(folder: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_rule_that_matches_nothing(folder: Path) -> None:
     text = refused("quantize", "cli_models:net", "x.npy", "-o", "net.intact", "--float", "layer*")
-    assert "a rule matches nothing" in text and "path('layer*')" in text and "allowed: nearest" in text
+    assert "a rule matches nothing" in text and "path('layer*')" in text and "allowed: the model has 0, 2" in text
 
 
 def test_unknown_observer(folder: Path) -> None:

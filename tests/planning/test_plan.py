@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -137,7 +138,7 @@ def test_a_parent_excludes_its_children(fm: intact.FloatModel) -> None:
     plan = intact.plan(fm, recipe=Recipe(rules=(Rule(path("layer1"), FLOAT),)))
     assert not any(integer_at(plan, "layer1"))
     assert all(plan.decisions[n.name].integer for n in fm.graph if n.op == "conv" and "layer1" not in n.path)
-    assert {r.reason for r in plan.rejections if r.op == "conv"} == {"the recipe says float"}
+    assert {r.reason for r in plan.rejections if r.op == "conv"} == {"the recipe says float (path('layer1'))"}
     globbed = intact.plan(fm, recipe=Recipe(rules=(Rule(path("layer*.0"), FLOAT),)))
     assert not any(integer_at(globbed, "layer1.0")) and any(integer_at(globbed, "layer1.1"))
 
@@ -302,3 +303,58 @@ def test_a_plan_is_frozen(fm: intact.FloatModel) -> None:
     with pytest.raises(AttributeError):
         plan.notes = ()  # type: ignore[misc]
     assert replace(plan, notes=()).decisions == plan.decisions
+
+
+class Spread(nn.Module):
+    """Operations without weights after a layer that may stay float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn, self.act = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+        self.pool, self.head = nn.MaxPool2d(2), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.pool(self.act(self.bn(self.stem(x)))) * 2.0
+        return self.head(y.flatten(2).unflatten(2, (3, 3)))
+
+
+def spread() -> intact.FloatModel:
+    return intact.capture(Spread(), torch.randn(2, 3, 8, 8))
+
+
+def test_a_float_operand_names_the_first_cause() -> None:
+    recipe = Recipe(rules=(Rule(path("stem"), FLOAT),))
+    reasons = {r.op: r.reason for r in intact.plan(spread(), recipe=recipe).rejections}
+    assert reasons["conv"] == "the recipe says float (path('stem'))"
+    assert reasons["max_pool"] == "its operand 'act' is float: the recipe says float (path('stem'))"
+    assert reasons["reshape"].endswith(" is float, since 'act' is: the recipe says float (path('stem'))")
+
+
+def test_a_folded_module_is_found_again() -> None:
+    fm = spread()
+    assert fm.folded == {"bn": "stem", "act": "stem"}
+    with pytest.raises(PlanError, match=r"'bn', folded into 'stem'.*name 'stem'"):
+        intact.plan(fm, recipe=Recipe(rules=(Rule(path("bn"), FLOAT),)))
+    # a folded activation still gives the edge its name
+    assert intact.plan(fm, recipe=Recipe(rules=(Rule(path("act"), FLOAT),))).rejections[0].path == "stem"
+
+
+@pytest.mark.parametrize(("where", "words"), [
+    (op("conv2d"), "did you mean 'conv'"), (op("Conv"), "did you mean 'conv'"),
+    (op("maxpool", "xyz"), "did you mean 'max_pool'"), (path("haed"), "did you mean 'head'"),
+    (op("attention"), "the model has conv, max_pool, mul_scalar, reshape"), (path("zzz"), "the model has head, pool, stem"),
+    (~path("*") & op("conv2d"), "did you mean"),
+])
+def test_what_was_meant(where: Any, words: str) -> None:
+    with pytest.raises(PlanError, match="matches nothing") as caught:
+        intact.plan(spread(), recipe=Recipe(rules=(Rule(where, FLOAT),)))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "meant"), [("onnx_runtime", "onnxruntime"), ("refrence", "reference"),
+                                             ("tensorrt", None), ("x", None)])
+def test_targets_that_are_none(name: str, meant: str | None) -> None:
+    with pytest.raises(PlanError, match="unknown target") as caught:
+        intact.plan(spread(), name)
+    assert ("did you mean" in str(caught.value)) == (meant is not None)
+    assert meant is None or f"did you mean '{meant}'" in str(caught.value)

@@ -43,7 +43,7 @@ Floats = Annotated[list[str] | None, typer.Option("--float", metavar="PATTERN", 
                                                   "(a glob); may be repeated.")]
 WeightBits = Annotated[int | None, typer.Option(help="Bits of weights (8).")]
 ActivationBits = Annotated[int | None, typer.Option(help="Bits of activations (8).")]
-ObserverName = Annotated[str | None, typer.Option("--observer", help="Of activations (mse).")]
+ObserverName = Annotated[str | None, typer.Option("--activation-observer", "--observer", help="Of activations (mse).")]
 OutputCodes = Annotated[bool, typer.Option("--quantized-outputs", help="Give the outputs codes of their own.")]
 IO = Literal["float", "codes"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,8 @@ from intact.targets import Target
 from intact.types import QParams
 
 __all__ = ["QModel"]
+
+_SHOWN = 10  # operations in float
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +88,35 @@ class QModel:
                     raise IntactError("an input is not finite", where=name,
                                       got=f"{int((~torch.isfinite(x)).sum())} values", fix="mend the data")
 
+    @property
+    def plan(self) -> str:
+        """The plan that it was made by, as text; empty if it was made by hand."""
+        return str(self.info.get("plan", ""))
+
     def __repr__(self) -> str:
         return (f"QModel(target={self.target.name!r}, {len(self.bindings)} integer nodes, "
                 f"{len(self.graph.nodes) - len(self.bindings)} others)")
+
+    def __str__(self) -> str:
+        return _describe(self)
+
+
+def _describe(q: QModel) -> str:
+    """Target, coverage, size of the weights, and what stays in float, a line each."""
+    lines = [f"Integer model for target '{q.target.name}' (version {q.target.version})"]
+    cover = q.info.get("coverage") or {}
+    if cover.get("macs"):
+        share = math.floor(1000 * cover["integer_macs"] / cover["macs"]) / 10  # never rounded up to 100 %
+        lines.append(f"  in integers: {share:.1f}% of {cover['macs']:,} multiply-accumulates")
+    weights = {id(b.weight): b.weight.codes for b in q.bindings.values() if b.weight is not None}
+    codes = sum(w.numel() * w.element_size() for w in weights.values())
+    floats = sum(w.numel() * w.element_size() for w in q.float_params.values())
+    was = 4 * sum(w.numel() for w in weights.values()) + floats
+    lines.append(f"  weights: {codes:,} bytes of codes and {floats:,} of float parameters ({was:,} in float)")
+    rest = [n for n in q.graph if n.name not in q.bindings and n.op not in ("input", "constant")]
+    reasons = {name: reason for name, _, _, reason in q.info.get("rejections", ())}
+    lines.append(f"  in float: {len(rest)} of {len(rest) + len(q.bindings)} operations")
+    lines += [f"    {n.path or n.name} ({n.op}): {reasons.get(n.name, 'no reason is known')}" for n in rest[:_SHOWN]]
+    if len(rest) > _SHOWN:
+        lines.append(f"    and {len(rest) - _SHOWN} more; print(q.plan) has all")
+    return "\n".join(lines)

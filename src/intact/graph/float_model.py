@@ -32,6 +32,7 @@ class FloatModel:
         opaque: calls of submodules that could not be captured, each run as one float call.
         notes: what capture and the passes have to tell (path, sentence).
         equalization: by how many quarter octaves each channel of an edge was enlarged.
+        folded: module path of what became part of another layer (batch norm, activation), and that layer's path.
     """
 
     graph: Graph
@@ -41,6 +42,7 @@ class FloatModel:
     opaque: Mapping[str, OpaqueCall] = field(default_factory=dict)
     notes: tuple[tuple[str, str], ...] = ()
     equalization: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    folded: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the captured model gives, in float."""

@@ -24,8 +24,8 @@ class WeightSpec:
     bias_correction: bool = True
 
     def __str__(self) -> str:
-        corrected = ", bias corrected" if self.bias_correction else ""
-        return f"{self.qtype} {self.granularity}, {self.observer}{corrected}"
+        absorbed = ", mean rounding error taken off the bias" if self.bias_correction else ""
+        return f"{self.qtype} {self.granularity}, {self.observer}{absorbed}"
 
 
 @dataclass(frozen=True)

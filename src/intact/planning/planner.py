@@ -19,6 +19,7 @@ __all__ = ["macs_of", "plan"]
 
 #: a constant that reaches below this is an additive attention mask
 MASK = -1e4
+_OPERAND = "its operand '{}' is float"
 _STRUCTURE = frozenset({"input", "constant"})
 
 
@@ -50,9 +51,9 @@ def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe
     where = get_target(target)
     wish = recipe or Recipe()
     graph = model.graph
-    hows = match_rules(wish, graph)
+    hows = match_rules(wish, graph, model.folded)
     _check_hows(graph, hows, where)
-    reasons = _rejected(model, where, hows)
+    reasons = _rejected(model, where, hows, wish)
     decisions = {
         n.name: Decision(False, reason=reasons[n.name]) if n.name in reasons
         else Decision(n.op not in _STRUCTURE, _kernel_name(n, where))
@@ -92,15 +93,17 @@ def _check_hows(graph: Graph, hows: Mapping[str, How], target: Target) -> None:
                             fix="set weight_symmetric=True")
 
 
-def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How]) -> dict[str, str]:
+def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How], wish: Recipe) -> dict[str, str]:
     """Every node that stays in float, with its reason."""
     graph = model.graph
     reasons: dict[str, str] = {}
     for node in graph:
-        reason = _own_reason(node, model, target, hows[node.name])
+        reason = _said(node, graph, wish) if isinstance(hows[node.name], Float) and node.op not in _STRUCTURE else \
+            _own_reason(node, model, target)
         if reason is not None:
             reasons[node.name] = reason
     users, outputs = graph.consumers(), set(graph.outputs)
+    causes: dict[str, str] = {}  # node that is float because of an operand -> the first one to be float
     light = [n for n in graph if n.op not in _STRUCTURE and n.op in target.rules and not target.rules[n.op].macs]
     changed = True
     while changed:  # a light operation is quantized only between integer operations
@@ -111,16 +114,24 @@ def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How]) -> dic
             ends = target.rules[node.op].output is Output.FREE
             reason = _light_reason(node, graph, reasons, users[node.name], node.name in outputs, ends)
             if reason is not None:
+                source = next((i for i in node.inputs if i in reasons), None)
+                if source is not None and reason == _OPERAND.format(source):
+                    first = causes[node.name] = causes.get(source, source)
+                    reason += f": {reasons[first]}" if first == source else f", since '{first}' is: {reasons[first]}"
                 reasons[node.name] = reason
                 changed = True
     return reasons
 
 
-def _own_reason(node: Node, model: FloatModel, target: Target, how: How) -> str | None:
+def _said(node: Node, graph: Graph, wish: Recipe) -> str:
+    """Which rule wants it in float."""
+    rule = next((r for r in wish.rules if r.where.contains(node, graph)), None)
+    return f"the recipe says float ({'its default' if rule is None else rule.where.text})"
+
+
+def _own_reason(node: Node, model: FloatModel, target: Target) -> str | None:
     if node.op in _STRUCTURE:
         return None
-    if isinstance(how, Float):
-        return "the recipe says float"
     if node.op == "opaque":
         return next((text for p, text in model.notes if p == node.path), "could not be captured")
     if not node.dtype.startswith("float"):
@@ -158,7 +169,7 @@ def _light_reason(node: Node, graph: Graph, reasons: Mapping[str, str], users: l
         return "computed from constants"
     floats = [s.name for s in sources if s.name in reasons]
     if floats:
-        return f"its operand '{floats[0]}' is float"
+        return _OPERAND.format(floats[0])
     if is_output and loses:
         return "makes an output: nothing after it multiplies, so codes would only lose precision"
     if loses and all(u.name in reasons for u in users):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 from intact.errors import PlanError
@@ -16,6 +17,10 @@ from intact.types import Granularity, PerChannel
 __all__ = ["FLOAT", "Float", "How", "Quant", "Recipe", "Rule", "Where", "first", "last", "match_rules", "op", "path"]
 
 
+#: names less alike than this are not what the user meant
+_NEAR = 0.5
+
+
 @dataclass(frozen=True)
 class Where:
     """A set of nodes. Combine with ``&``, ``|`` and ``~``."""
@@ -23,14 +28,15 @@ class Where:
     text: str
     contains: Callable[[Node, Graph], bool] = field(compare=False, repr=False)
     pattern: str | None = None
+    names: tuple[str, ...] = ()
 
     def __and__(self, other: Where) -> Where:
         return Where(f"({self.text} & {other.text})", lambda n, g: self.contains(n, g) and other.contains(n, g),
-                     self.pattern or other.pattern)
+                     self.pattern or other.pattern, self.names + other.names)
 
     def __or__(self, other: Where) -> Where:
         return Where(f"({self.text} | {other.text})", lambda n, g: self.contains(n, g) or other.contains(n, g),
-                     self.pattern or other.pattern)
+                     self.pattern or other.pattern, self.names + other.names)
 
     def __invert__(self) -> Where:
         return Where(f"~{self.text}", lambda n, g: not self.contains(n, g))
@@ -57,7 +63,7 @@ def op(*names: str) -> Where:
     >>> op("conv", "linear").text
     "op('conv', 'linear')"
     """
-    return Where(f"op({', '.join(map(repr, names))})", lambda n, g: n.op in names)
+    return Where(f"op({', '.join(map(repr, names))})", lambda n, g: n.op in names, names=names)
 
 
 def first(count: int = 1) -> Where:
@@ -110,7 +116,8 @@ class Quant:
         activation_observer: a registered observer: ``"mse"``, ``"minmax"``, ``"percentile"``, ``"entropy"``,
             ``"moving_average"``.
         bias_correction: let the integer bias take up the mean of what rounding the weights does to the output
-            (Nagel et al., "Data-free quantization through weight equalization and bias correction", 2019).
+            (Nagel et al., "Data-free quantization through weight equalization and bias correction", 2019). Part of
+            calibration; :func:`intact.correct_bias` is a step of its own, for what all else does to the means.
 
     Activation settings hold for what the nodes read; of readers that disagree, the one with more bits wins.
     """
@@ -178,11 +185,16 @@ class Recipe:
                             allowed="a tuple or list of Rule", fix="write rules=(rule,), with the comma")
 
 
-def match_rules(recipe: Recipe, graph: Graph) -> dict[str, How]:
+def match_rules(recipe: Recipe, graph: Graph, folded: Mapping[str, str] = MappingProxyType({})) -> dict[str, How]:
     """How each node is to be treated.
 
+    Args:
+        recipe: the rules.
+        graph: whose nodes they are for.
+        folded: module paths of which nothing is left, and where they went, for messages.
+
     Raises:
-        PlanError: for a rule that matches nothing; names the nearest module paths.
+        PlanError: for a rule that matches nothing; names the nearest module paths or operations.
     """
     hits, wins = [0] * len(recipe.rules), [0] * len(recipe.rules)
     chosen: dict[str, How] = {}
@@ -199,8 +211,23 @@ def match_rules(recipe: Recipe, graph: Graph) -> dict[str, How]:
                             got="every node that it matches is taken by an earlier rule",
                             fix="put the narrower rule first, or remove it")
         if not count:
-            paths = sorted({n.path for n in graph if n.path} if rule.where.pattern else {n.op for n in graph})
-            near = difflib.get_close_matches(rule.where.pattern or rule.where.text, paths, n=3, cutoff=0.0)
-            raise PlanError("a rule matches nothing", where=str(rule), allowed=f"nearest: {', '.join(near)}",
-                            fix="correct the rule, or remove it")
+            raise _unmatched(rule, graph, folded)
     return chosen
+
+
+def _unmatched(rule: Rule, graph: Graph, folded: Mapping[str, str]) -> PlanError:
+    """What the user may have meant."""
+    where = rule.where
+    gone = [p for p in folded if where.contains(Node(p, "", path=p), graph)]
+    if gone:
+        homes = ", ".join(repr(p) for p in dict.fromkeys(folded[p] for p in gone[:3]))
+        return PlanError("a rule matches nothing", where=str(rule), got=f"{', '.join(map(repr, gone[:3]))}, folded "
+                         f"into {homes}", fix=f"name {homes}")
+    words = [where.pattern] if where.pattern else list(where.names)
+    there = sorted({n.path for n in graph if n.path} if where.pattern else {n.op for n in graph} - {"input"})
+    near = list(dict.fromkeys(n for w in words for n in difflib.get_close_matches(w, there, n=3, cutoff=_NEAR)))
+    return PlanError(
+        "a rule matches nothing", where=str(rule),
+        allowed=f"nearest: {', '.join(near)}" if near else f"the model has {', '.join(there[:8])}"
+                                                           f"{', ...' if len(there) > 8 else ''}",
+        fix=f"did you mean {near[0]!r}?" if near else "correct the rule, or remove it")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from intact.errors import CaptureError
 from intact.graph.float_model import FloatModel
+from intact.graph.ir import Graph
 from intact.graph.shapes import infer_shapes
 
 __all__ = ["Pass", "transform"]
@@ -54,7 +55,20 @@ def transform(model: FloatModel, passes: Sequence[Pass]) -> FloatModel:
     if worst > TOLERANCE:
         _name_the_culprit(model, passes, before)
     note = ("", f"{len(passes)} passes checked on the example inputs: largest relative change {worst:.1e}")
-    return replace(result, notes=(*result.notes, note))
+    return replace(result, notes=(*result.notes, note), folded={**model.folded, **_folded(model.graph, result.graph)})
+
+
+def _folded(before: Graph, after: Graph) -> dict[str, str]:
+    """Module paths of which nothing is left, and the module before them that took them in."""
+    kept, index = {n.path for n in after if n.path}, before.index
+    found = {}
+    for node in before:
+        source = node
+        while source.inputs and source.path not in kept:
+            source = index[source.inputs[0]]
+        if node.path and node.path not in kept and source.path in kept:
+            found[node.path] = source.path
+    return found
 
 
 def _name_the_culprit(model: FloatModel, passes: Sequence[Pass], before: list[Tensor]) -> None:

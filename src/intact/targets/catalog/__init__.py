@@ -26,7 +26,7 @@ def get_target(target: str | Target) -> Target:
     if isinstance(target, Target):
         return target
     if target not in TARGETS:
-        near = difflib.get_close_matches(str(target), TARGETS, cutoff=0.3)
+        near = difflib.get_close_matches(str(target), TARGETS, cutoff=0.5)
         raise PlanError("unknown target", got=target, allowed=", ".join(TARGETS),
                         fix=f"did you mean {near[0]!r}?" if near else None)
     return TARGETS[target]
