@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,10 @@ def _first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, Iterable[
     return args or kwargs, rest
 
 
+#: format (and suffix) to what writes it
+EXPORTERS: dict[str, Callable[..., Certificate]] = {"onnx": export_onnx}
+
+
 def export(q: QModel, path: str | Path, *, format: str | None = None, **options: Any) -> Certificate:
     """Write the integer model for a runtime, after the runtime gave its codes.
 
@@ -172,10 +176,10 @@ def export(q: QModel, path: str | Path, *, format: str | None = None, **options:
     0
     """
     kind = format or Path(path).suffix.lstrip(".")
-    if kind != "onnx":
-        raise ExportError("unknown export format", where=str(path), got=kind or "no suffix", allowed="onnx",
-                          fix="name the file *.onnx, or pass format='onnx'")
-    return export_onnx(q, path, **options)
+    if kind not in EXPORTERS:
+        raise ExportError("unknown export format", where=str(path), got=kind or "no suffix",
+                          allowed=", ".join(EXPORTERS), fix="name the file *.onnx, or pass format='onnx'")
+    return EXPORTERS[kind](q, path, **options)
 
 
 def compare(

@@ -342,7 +342,8 @@ def test_a_folded_module_is_found_again() -> None:
 @pytest.mark.parametrize(("where", "words"), [
     (op("conv2d"), "did you mean 'conv'"), (op("Conv"), "did you mean 'conv'"),
     (op("maxpool", "xyz"), "did you mean 'max_pool'"), (path("haed"), "did you mean 'head'"),
-    (op("attention"), "the model has conv, max_pool, mul_scalar, reshape"), (path("zzz"), "the model has head, pool, stem"),
+    (op("attention"), "the model has conv, max_pool, mul_scalar, reshape"),
+    (path("zzz"), "the model has head, pool, stem"),
     (~path("*") & op("conv2d"), "did you mean"),
 ])
 def test_what_was_meant(where: Any, words: str) -> None:

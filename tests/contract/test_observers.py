@@ -1,4 +1,4 @@
-"""What every registered observer must do; a new one is tested by being registered."""
+"""What every registered observer must do; a new one is tested by being registered: streams, merges, states."""
 
 from __future__ import annotations
 

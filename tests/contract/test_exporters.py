@@ -1,0 +1,123 @@
+"""What every exporter must do: the file that it wrote, loaded by its runtime, gives what the integer model gives.
+
+A new exporter needs a line in RUNNERS: how its files are run.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+import intact
+from intact.api import EXPORTERS
+from intact.errors import ExportError
+from intact.graph.capture import capture_program
+from tests.zoo import ZOO
+
+Arrays = dict[str, np.ndarray]
+
+
+def run_onnx(file: Path, inputs: Arrays) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(file)
+    assert [x.name for x in session.get_inputs()] == list(inputs)
+    found: list[np.ndarray] = session.run(None, inputs)
+    return found
+
+
+#: format -> the outputs of a file, in order, for named inputs
+RUNNERS: dict[str, Callable[[Path, Arrays], list[np.ndarray]]] = {"onnx": run_onnx}
+#: without softmax and layer norm, whose last bit may differ between torch and a runtime
+SMALL = [e.name for e in ZOO.values() if math.prod(e.input_shape) <= 3 * 32 * 32 and "vit" not in e.name]
+
+
+class TwoInputs(nn.Module):
+    """Two inputs, one output read again, in a structure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(5, 8)
+
+    def forward(self, left: Tensor, right: Tensor) -> dict[str, object]:
+        y = torch.relu(self.a(left) + self.b(right))
+        return {"first": y, "rest": [self.a(left), (y.flip(1),)]}
+
+
+@functools.cache
+def quantized(name: str) -> tuple[intact.QModel, tuple[Tensor, ...]]:
+    if name == "two inputs":
+        xs: tuple[Tensor, ...] = (torch.randn(9, 6), torch.randn(9, 5))
+        return intact.quantize(TwoInputs(), [xs]), xs
+    if name == "fixed batch":
+        x = torch.randn(9, 6)
+        program = torch.export.export(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), (x,))
+        return intact.quantize(capture_program(program), [x]), (x,)
+    x = ZOO[name].example(9)
+    return intact.quantize(ZOO[name].build(), [x]), (x,)
+
+
+def flat(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value
+    return [t for item in items for t in flat(item)]  # type: ignore[attr-defined]
+
+
+def test_every_exporter_can_be_run() -> None:
+    assert set(RUNNERS) == set(EXPORTERS)
+
+
+@pytest.mark.parametrize("name", [*SMALL, "two inputs", "fixed batch"])
+@pytest.mark.parametrize("kind", sorted(EXPORTERS))
+def test_the_file_gives_what_the_integer_model_gives(kind: str, name: str, tmp_path: Path) -> None:
+    q, xs = quantized(name)
+    path = tmp_path / f"net.{kind}"
+    certificate = intact.export(q, path)
+    assert isinstance(certificate, intact.Certificate)
+    assert certificate.ok and certificate.codes_compared > 0
+    assert any(p.suffix == ".json" for p in tmp_path.iterdir())  # the certificate stands beside the file
+    for batch in (9,) if name == "fixed batch" else (1, 3, 9):
+        part = [x[:batch] * 1.5 for x in xs]
+        inputs = {n.name: x.numpy() for n, x in zip(q.graph.inputs, part, strict=True)}
+        found = RUNNERS[kind](path, inputs)
+        want = flat(q(*part))
+        assert len(found) == len(want)
+        assert all(torch.equal(torch.from_numpy(a), b) for a, b in zip(found, want, strict=True))
+
+
+@pytest.mark.parametrize("kind", sorted(EXPORTERS))
+def test_the_same_file_twice(kind: str, tmp_path: Path) -> None:
+    q, _ = quantized("two inputs")
+    files = [tmp_path / f"{n}.{kind}" for n in "ab"]
+    for file in files:
+        intact.export(q, file)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+class Branch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2.0 if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize("kind", sorted(EXPORTERS))
+def test_what_is_refused_leaves_no_file(kind: str, tmp_path: Path) -> None:
+    q = intact.quantize(nn.Sequential(nn.Linear(4, 4), Branch(), nn.Linear(4, 2)), [torch.randn(4, 4)])
+    with pytest.raises(ExportError):
+        intact.export(q, tmp_path / f"net.{kind}")
+    simulated = intact.quantize(nn.Linear(4, 4), [torch.randn(4, 4)], target="reference")
+    with pytest.raises(ExportError):
+        intact.export(simulated, tmp_path / f"net.{kind}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="unknown export format") as caught:
+        intact.export(quantized("two inputs")[0], tmp_path / "net.tflite")
+    assert all(kind in str(caught.value) for kind in EXPORTERS)

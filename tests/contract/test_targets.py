@@ -1,0 +1,71 @@
+"""What every registered target must be: a consistent description, of which every rule is hit by a vector.
+
+Whether a runtime gives the same codes is tests/parity's; that simulation and integers do is asked here of all targets.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import FrozenInstanceError
+
+import pytest
+import torch
+
+import intact
+from intact.errors import PlanError
+from intact.graph import MAC_OPS, PASSIVE_OPS, FloatModel
+from intact.kernels import KERNELS
+from intact.targets import TARGETS, Output, get_target, register_target
+from tests.parity.cases import CASES, Case
+from tests.parity.harness import calibrated, differing, hard_inputs, integer_ops
+
+VECTORS = {case.name: case for case in CASES}
+
+
+@functools.cache
+def captured(name: str) -> tuple[FloatModel, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(1)
+    case = VECTORS[name]
+    xs = tuple(torch.randn(4, *s) for s in case.shapes)
+    return intact.capture(case.build(), xs), xs
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+class TestEvery:
+    def test_schema(self, name: str) -> None:
+        target = get_target(name)
+        assert target.name == name and target.version >= 1 and TARGETS[name] is target
+        for bits in (target.weight_bits, target.activation_bits):
+            assert list(bits) == sorted(set(bits)) and bits[0] >= 2 and bits[-1] <= 16
+        assert target.rules.keys() <= KERNELS.keys()
+        for op, rule in target.rules.items():
+            assert rule.macs == (op in MAC_OPS), op
+            assert (rule.output is Output.SHARED) == (op in PASSIVE_OPS), op
+            assert rule.fixed is None or rule.output is Output.FREE, op
+        with pytest.raises(FrozenInstanceError):
+            target.version = 2  # type: ignore[misc]
+
+    def test_it_is_registered_once(self, name: str) -> None:
+        with pytest.raises(PlanError, match="exists"):
+            register_target(get_target(name))
+
+    def test_every_rule_has_a_vector(self, name: str) -> None:
+        assert set().union(*(c.covers for c in CASES)) >= set(get_target(name).rules)
+
+    def test_widths_that_it_lacks_are_refused(self, name: str) -> None:
+        target, (fm, _) = get_target(name), captured("linear")
+        for bits in set(range(2, 17)) - set(target.weight_bits):
+            with pytest.raises(PlanError, match=name):
+                intact.plan(fm, target, intact.Recipe(default=intact.Quant(weight_bits=bits)))
+
+
+#: tests/parity runs them on this one with three kinds of numbers, and against the runtime itself
+@pytest.mark.parametrize("name", sorted(TARGETS.keys() - {"onnxruntime"}))
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_every_vector_runs_in_integers_exactly(case: Case, name: str) -> None:
+    fm, xs = captured(case.name)
+    recipe = intact.Recipe(default=intact.Quant(activation_observer="minmax"))
+    qfloat = calibrated(fm, xs, recipe, kind="wild", target=name)
+    q = intact.convert(qfloat)
+    assert case.covers & get_target(name).rules.keys() <= integer_ops(q)
+    assert differing(qfloat, q, hard_inputs(q, 3)) == []
