@@ -26,6 +26,7 @@ from intact.simulation.checkpoint import Checkpointed
 from intact.simulation.program import Program
 from intact.simulation.quantizer import EdgeQuantizer, edge_quantizer
 from intact.simulation.schedule import Schedule
+from intact.simulation.ste import anchor
 from intact.simulation.training import Layout, TrainingPass, folded_factor
 from intact.simulation.tree import child, graft, tensor_at
 from intact.simulation.weight_quantizer import WeightQuantizer, weight_quantizer
@@ -71,6 +72,12 @@ class QFloatModel(Checkpointed):
         self._seen_tensors: tuple[tuple[int, int], ...] = ()
         self.reset_observers()
         self.eval()
+
+    def free_spec(self, name: str) -> Free:
+        """The encoding of an edge that has parameters of its own."""
+        spec = self.plan.edges[name]
+        assert isinstance(spec, (Free, Joined))
+        return _free(spec)
 
     def _own_opaque(self, model: FloatModel) -> dict[str, OpaqueCall]:
         """Copies of what could not be captured, each module once, under the user's paths."""
@@ -341,7 +348,17 @@ class QFloatModel(Checkpointed):
         run = TrainingPass(self._layout, self._sources(), self.edge_quantizer, self.weight_quantizers,
                            check_inputs(graph, inputs), observe, quantize, statistics,
                            lambda own: self._momentum(own) if momentum is None else momentum, tap)
-        return fill_template(graph.output, run.run(inputs))
+        values = run.run(inputs)
+        if self.training and dist.world_size() > 1:
+            first = next(k for k, v in values.items() if v.requires_grad)
+            values[first] = anchor(values[first], self._idle())
+        return fill_template(graph.output, values)
+
+    def _idle(self) -> list[Tensor]:
+        """Learned parameters that the present step does not use: of frozen quantizers and of joined operands."""
+        joined = [self.edge_quantizers[n] for n, joins in self._joins.items() if joins]
+        frozen = [q for q in (*self.edge_quantizers.values(), *self.weight_quantizers.values()) if q.frozen]
+        return list({id(p): p for q in (*joined, *frozen) for p in q.parameters()}.values())
 
     def _momentum(self, own: float | None) -> float:
         override = self.schedule.batch_norm_momentum

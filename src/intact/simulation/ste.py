@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from intact.arithmetic import Rounding, round_to_int
 
-__all__ = ["fake_quantize", "learned_fake_quantize", "power_of_two", "relative"]
+__all__ = ["anchor", "fake_quantize", "learned_fake_quantize", "power_of_two", "relative"]
 
 
 Bound = Tensor | float
@@ -100,6 +101,21 @@ class _Relative(torch.autograd.Function):
         return grads[0] / unit.mean(), None
 
 
+class _Anchor(torch.autograd.Function):
+    """The first tensor; the others get zero gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *others: Tensor) -> Tensor:
+        """A view of the value."""
+        ctx.save_for_backward(*others)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, ...]:
+        """Zeros for parameters that took no part."""
+        return (grads[0], *[torch.zeros_like(t) for t in ctx.saved_tensors])
+
+
 def _reduced(value: Tensor, like: Tensor) -> Tensor:
     """Sum over the axes that ``like`` was broadcast along."""
     return value.sum().reshape(like.shape) if like.numel() == 1 else value.sum_to_size(like.shape)
@@ -165,6 +181,14 @@ def learned_fake_quantize(
     y: Tensor = _LearnedFakeQuantize.apply(  # type: ignore[no-untyped-call]
         values, scale, offset, low, high, factor, ends_only)
     return y.to(x.dtype)
+
+
+def anchor(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """``value``, through which parameters that took no part get zero gradients (parallel training waits for each)."""
+    if not parameters:
+        return value
+    result: Tensor = _Anchor.apply(value, *parameters)  # type: ignore[no-untyped-call]
+    return result
 
 
 def relative(gain: Tensor, unit: Tensor) -> Tensor:
