@@ -99,7 +99,7 @@ def respecified(qfloat: intact.QFloatModel, kind: str, seed: int = 0) -> intact.
         return fresh[key]
 
     table = {k: other(q) for k, q in qfloat._edge_params().items()}
-    qfloat._bound = bind(qfloat.plan, dict(qfloat._tensors()), table)
+    qfloat._bound = bind(qfloat.plan, qfloat._folded(), table)
     return qfloat
 
 

@@ -28,7 +28,7 @@ from intact.simulation.quantizer import EdgeQuantizer, edge_quantizer
 from intact.simulation.schedule import Schedule
 from intact.simulation.ste import anchor
 from intact.simulation.training import Layout, TrainingPass, folded_factor
-from intact.simulation.tree import child, graft, tensor_at
+from intact.simulation.tree import child, find_tensor, graft, tensor_at
 from intact.simulation.weight_quantizer import WeightQuantizer, weight_quantizer
 from intact.types import Fixed, Free, Joined, QParams, Shared
 
@@ -52,9 +52,10 @@ class QFloatModel(Checkpointed):
     def __init__(self, model: FloatModel, plan: Plan, schedule: Schedule | None = None) -> None:
         super().__init__()
         self.plan, self.schedule = plan, schedule or Schedule()
-        for name, value in model.sources.items():
-            graft(self, name, value.clone() if name in model.buffers else nn.Parameter(value.clone()))
         opaque = self._own_opaque(model)
+        for name, value in model.sources.items():
+            if find_tensor(self, name) is None:  # a module that could not be captured may hold it already
+                graft(self, name, value.clone() if name in model.buffers else nn.Parameter(value.clone()))
         nothing = torch.empty(0)
         self._float = replace(model, params=dict.fromkeys(model.params, nothing), sources={}, opaque=opaque)
         self._names = tuple(model.sources)

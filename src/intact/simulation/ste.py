@@ -41,7 +41,7 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, None, None]:
         """The gradient passes where the value is inside the range."""
         (inside,) = ctx.saved_tensors
-        return grads[0] * inside, None, None, None
+        return torch.where(inside, grads[0], 0.0), None, None, None
 
 
 class _LearnedFakeQuantize(torch.autograd.Function):
@@ -56,30 +56,38 @@ class _LearnedFakeQuantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, offset: Tensor | None, low: Bound, high: Bound,
                 factor: float, ends_only: bool) -> Tensor:
         """Values on the grid."""
+        ctx.factor, ctx.ends_only = factor, ends_only
+        if isinstance(low, float) and isinstance(high, float) and scale.numel() == 1:
+            # numbers as bounds: what was clipped is told from x, and nothing but x and y is kept
+            ctx.ends = low * float(scale), high * float(scale)
+            y = round_to_int((x / scale).clamp_(low, high), Rounding.HALF_EVEN, inplace=True).mul_(scale)
+            ctx.save_for_backward(x, scale, y)
+            return y
+        ctx.ends = None
         y, inside = _on_grid(x, scale, low, high)
         ctx.save_for_backward(x, scale, y, inside)
-        ctx.factor, ctx.ends_only = factor, ends_only
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Scale: ``rint(v) - v`` inside and the end code outside; zero point: ``-s`` outside."""
-        x, scale, y, inside = ctx.saved_tensors
+        x, scale, y, *inside = ctx.saved_tensors
         (g,) = grads
-        gx = g * inside
-        outside = g - gx
-        gs = _dot(outside, y, scale)
-        if not ctx.ends_only:
-            gs = gs + _dot(gx, y - x, scale)
-        go = _reduced(outside * -scale, scale) * ctx.factor if ctx.needs_input_grad[2] else None
+        if ctx.ends is not None:
+            gx = torch.ops.aten.hardtanh_backward.default(g, x, *ctx.ends)
+        else:
+            gx = torch.where(inside[0], g, 0.0)
+        # (y - x) inside and y outside, summed as two dot products, which read memory and write none
+        gs = _difference(g, y, gx, y if ctx.ends_only else x, scale)
+        go = _reduced((g - gx) * -scale, scale) * ctx.factor if ctx.needs_input_grad[2] else None
         return gx, gs * (ctx.factor / scale), go, None, None, None, None
 
 
-def _dot(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """Sum of ``a * b`` over the axes that ``like`` was broadcast along."""
-    if like.numel() == 1 and a.is_contiguous() and b.is_contiguous():
-        return torch.dot(a.view(-1), b.view(-1)).reshape(like.shape)
-    return _reduced(a * b, like)
+def _difference(a: Tensor, b: Tensor, c: Tensor, d: Tensor, like: Tensor) -> Tensor:
+    """Sum of ``a * b - c * d`` over the axes that ``like`` was broadcast along."""
+    if like.numel() == 1 and all(t.is_contiguous() for t in (a, b, c, d)):
+        return (torch.dot(a.view(-1), b.view(-1)) - torch.dot(c.view(-1), d.view(-1))).reshape(like.shape)
+    return _reduced((a * b).addcmul_(c, d, value=-1.0), like)
 
 
 class _Relative(torch.autograd.Function):

@@ -39,6 +39,8 @@ class WeightQuantizer(nn.Module):
         self.enabled = True
         self.frozen = False
 
+    #: whether scaling the weight scales its codes' values alike
+    equivariant = True
     #: whether the integer model must be bound to this quantizer's parameters even before training
     binds = False
 
@@ -63,19 +65,30 @@ class WeightQuantizer(nn.Module):
         """What is quantized, for a weight."""
         return weight
 
-    def parameters_for(self, weight: Tensor, gauge: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scale and zero point, of shape (channels,) or ()."""
-        scale, zero = self._extremes(weight.detach())
+    def parameters_for(self, weight: Tensor, gauge: Tensor | None, raw: bool = False) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of the folded weight, of shape (channels,) or ().
+
+        Args:
+            weight: folded, or (``raw``) still to be multiplied by the gauge.
+            gauge: magnitude of the factor of each channel.
+            raw: whether the weight is the user's.
+        """
+        scale, zero = self._extremes(weight.detach(), gauge=gauge if raw else None)
         if self.spec.observer == "minmax":
             return scale, zero
         if self.spec.symmetric:
             return scale * self.ratio, zero
         return self._extremes(weight.detach(), self.ratio)
 
-    def _extremes(self, weight: Tensor, ratio: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        rows = weight.flatten(1) if self.shape else weight.reshape(1, -1)
+    def _extremes(
+        self, weight: Tensor, ratio: Tensor | None = None, gauge: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        rows = weight.flatten(1) if self.shape or gauge is not None else weight.reshape(1, -1)
         ends = torch.aminmax(rows, dim=1)
         low, high = ends.min.double().clamp(max=0.0), ends.max.double().clamp(min=0.0)
+        if gauge is not None:
+            low, high = low * gauge, high * gauge
+            low, high = (low, high) if self.shape else (low.amin(), high.amax())
         if ratio is not None:
             low, high = low * ratio, high * ratio
         scale, zero = affine_parameters(low, high, self.spec.qtype, self.spec.symmetric)
@@ -96,15 +109,29 @@ class WeightQuantizer(nn.Module):
                                 fix="lower the learning rate of the scales")
         return QParams(scale, zero.cpu(), self.spec.qtype, self.spec.granularity)
 
-    def forward(self, weight: Tensor, gauge: Tensor | None = None) -> Tensor:
-        """The weight on the grid of its codes."""
+    def forward(self, weight: Tensor, factor: Tensor | None = None) -> Tensor:
+        """The weight on the grid of its codes, on the user's scale.
+
+        Args:
+            weight: as the user has it.
+            factor: what folding a batch norm multiplies each channel by (not 0); the grid is that of the product.
+        """
+        along = None if factor is None else factor.reshape(-1, *[1] * (weight.ndim - 1))
+        gauge = None if factor is None else factor.abs()
         if not self.known:
-            self.initialise(weight, gauge)
+            self.initialise(weight if along is None else weight * along, gauge)
         if not self.enabled:
             return weight
-        scale, zero = self.parameters_for(weight, gauge)
-        low, high = self._limits(zero, weight.ndim)
-        return self.fake(self.transform(weight), self._along(scale, weight.ndim), low, high)
+        if along is None or not (self.spec.symmetric and self.equivariant):
+            folded = weight if along is None else weight * along
+            scale, zero = self.parameters_for(folded, gauge)
+            low, high = self._limits(zero, weight.ndim)
+            on_grid = self.fake(self.transform(folded), self._along(scale, weight.ndim), low, high)
+            return on_grid if along is None else on_grid / along
+        # a symmetric grid does not care for signs: divide the scales, not the weights
+        scale, _ = self.parameters_for(weight, gauge, raw=True)
+        q = self.spec.qtype
+        return self.fake(weight, self._along(scale, weight.ndim) / along.abs(), q.qmin, q.qmax)
 
     def fake(self, weight: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
         """Fake-quantized weight."""
@@ -137,6 +164,7 @@ class DoReFa(WeightQuantizer):
     """
 
     binds = True
+    equivariant = False
 
     def _start(self, found: QParams, weight: Tensor, gauge: Tensor | None) -> None:
         self.ratio.fill_(1.0)
@@ -148,7 +176,7 @@ class DoReFa(WeightQuantizer):
         top = squashed.detach().abs().max().clamp(min=torch.finfo(torch.float32).tiny)
         return squashed * (largest / top)
 
-    def parameters_for(self, weight: Tensor, gauge: Tensor | None) -> tuple[Tensor, Tensor]:
+    def parameters_for(self, weight: Tensor, gauge: Tensor | None, raw: bool = False) -> tuple[Tensor, Tensor]:
         """From the extremes of the squashed weight."""
         return self._extremes(self.transform(weight.detach()))
 
@@ -188,7 +216,7 @@ class LearnedWeight(WeightQuantizer):
         """The scale at the batch norm factors of the start."""
         return relative(self.kept if self.frozen else self.gain.clamp(min=COLLAPSED), self.unit)
 
-    def parameters_for(self, weight: Tensor, gauge: Tensor | None) -> tuple[Tensor, Tensor]:
+    def parameters_for(self, weight: Tensor, gauge: Tensor | None, raw: bool = False) -> tuple[Tensor, Tensor]:
         """Learned scale, times how much the folded factor has changed since."""
         return self.raw() * (self._gauge(gauge) / self.gauge), self.zero_point
 
@@ -220,7 +248,7 @@ class LearnedWeight(WeightQuantizer):
 class PowerOfTwoWeight(LearnedWeight):
     """TQT: the scales are the next powers of two; what is learned are their exponents."""
 
-    def parameters_for(self, weight: Tensor, gauge: Tensor | None) -> tuple[Tensor, Tensor]:
+    def parameters_for(self, weight: Tensor, gauge: Tensor | None, raw: bool = False) -> tuple[Tensor, Tensor]:
         """Powers of two."""
         scale, zero = super().parameters_for(weight, gauge)
         return power_of_two(torch.log2(scale)), zero
