@@ -365,7 +365,7 @@ class QFloatModel(Checkpointed):
         override = self.schedule.batch_norm_momentum
         if override is not None:
             return override
-        return own if own is not None else 1.0 / max(1, self.step)
+        return own or 1.0 / max(1, self.step)  # torch gives 0 for a plain mean
 
     def __repr__(self) -> str:
         state = "calibrated" if self.calibrated else "not calibrated"

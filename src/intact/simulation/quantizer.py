@@ -17,8 +17,8 @@ from intact.types import Free, QParams
 __all__ = ["EdgeQuantizer", "edge_quantizer"]
 
 _MOMENTUM = 0.1
-#: a learned scale below this part of where it started has collapsed
-COLLAPSED = 2.0**-10
+#: a learned scale that is e**10 times smaller or larger than at the start has collapsed or exploded
+COLLAPSED = 10.0
 
 
 class EdgeQuantizer(nn.Module):
@@ -217,7 +217,7 @@ class FixedRange(EdgeQuantizer):
 
 
 class Learned(EdgeQuantizer):
-    """LSQ: the scale is a ``unit``, found by calibration, times a learned ``gain``. ``kept`` is a frozen gain."""
+    """LSQ: the scale is a ``unit``, found by calibration, times ``exp(gain)``. ``kept`` is a frozen gain."""
 
     gain: nn.Parameter
     unit: Tensor
@@ -225,31 +225,32 @@ class Learned(EdgeQuantizer):
 
     def __init__(self, spec: Free, where: str) -> None:
         super().__init__(spec, where)
-        self.gain = nn.Parameter(torch.ones(()))
+        self.gain = nn.Parameter(torch.zeros(()))
         self.register_buffer("unit", torch.ones(()))
-        self.register_buffer("kept", torch.ones(()))
+        self.register_buffer("kept", torch.zeros(()))
 
     def _start(self, scale: Tensor) -> None:
         with torch.no_grad():
-            self.gain.fill_(1.0)
-            self.kept.fill_(1.0)
+            self.gain.zero_()
+            self.kept.zero_()
             self.unit.copy_(scale)
 
     def current_scale(self) -> Tensor:
-        """The scale, 0-d: never below a small part of where it started."""
-        return relative(self.kept if self.frozen else self.gain.clamp(min=COLLAPSED), self.unit)
+        """The scale, 0-d."""
+        return relative(self.kept if self.frozen else self.gain.clamp(-COLLAPSED, COLLAPSED), self.unit)
 
     def qparams(self) -> QParams:
         """What the integer model is bound to."""
         gain = float(self.gain.detach())
-        if not self.frozen and not gain > COLLAPSED:
-            raise TrainingError("a learned scale has collapsed", where=self.where, got=f"{gain:.3g} of its start",
-                                allowed=f"above {COLLAPSED:.3g}", fix="lower the learning rate of the scales")
+        if not self.frozen and not abs(gain) < COLLAPSED:
+            raise TrainingError("a learned scale has collapsed", where=self.where,
+                                got=f"{math.exp(max(-99.0, min(99.0, gain))):.3g} times where it started",
+                                fix="lower the learning rate of the scales")
         return super().qparams()
 
     def freeze(self) -> None:
         """Keep the present scale, whatever an optimizer does to the parameter."""
-        self.kept.copy_(self.gain.detach().clamp(min=COLLAPSED))
+        self.kept.copy_(self.gain.detach().clamp(-COLLAPSED, COLLAPSED))
         super().freeze()
 
     def factor(self, x: Tensor) -> float:
@@ -299,7 +300,7 @@ class LearnedAffine(Learned):
 
 
 class PowerOfTwo(Learned):
-    """TQT: the scale is the next power of two above ``unit * gain``; what is learned is its exponent."""
+    """TQT: the scale is the next power of two above ``unit * exp(gain)``; what is learned is its exponent."""
 
     def current_scale(self) -> Tensor:
         """The scale, 0-d."""

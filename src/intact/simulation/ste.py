@@ -91,22 +91,23 @@ def _difference(a: Tensor, b: Tensor, c: Tensor, d: Tensor, like: Tensor) -> Ten
 
 
 class _Relative(torch.autograd.Function):
-    """``unit * gain``, with the gradient that makes a step of the gain the step which LSQ makes relative to the scale.
+    """``unit * exp(gain)``, where a step of the gain is the step that LSQ makes, relative to the scale.
 
-    A gain starts at 1 whatever the scale is, so that one learning rate suits an adaptive optimizer and every layer.
+    Such a scale stays positive, and a gain starts at 0 whatever the scale is: one learning rate suits every layer.
     """
 
     @staticmethod
     def forward(ctx: Any, gain: Tensor, unit: Tensor) -> Tensor:
         """The scale."""
-        ctx.save_for_backward(unit)
-        return unit * gain
+        scale = unit * torch.exp(gain)
+        ctx.save_for_backward(scale)
+        return scale
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
-        """By the mean unit: a channel of next to no weight takes small steps, not wild ones."""
-        (unit,) = ctx.saved_tensors
-        return grads[0] / unit.mean(), None
+        """By the mean scale: a channel of next to no weight takes small steps, not wild ones."""
+        (scale,) = ctx.saved_tensors
+        return grads[0] / scale.mean(), None
 
 
 class _Anchor(torch.autograd.Function):
@@ -200,9 +201,9 @@ def anchor(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
 
 
 def relative(gain: Tensor, unit: Tensor) -> Tensor:
-    """A learned scale: ``unit * gain`` with gradients relative to the unit.
+    """A learned scale: ``unit * exp(gain)`` with gradients relative to the scale.
 
-    >>> relative(torch.tensor(1.0), torch.tensor(0.25))
+    >>> relative(torch.tensor(0.0), torch.tensor(0.25))
     tensor(0.2500)
     """
     value: Tensor = _Relative.apply(gain, unit)  # type: ignore[no-untyped-call]

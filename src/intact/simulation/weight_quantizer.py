@@ -188,9 +188,9 @@ class LearnedWeight(WeightQuantizer):
 
     def __init__(self, spec: WeightSpec, channels: int, where: str) -> None:
         super().__init__(spec, channels, where)
-        self.gain = nn.Parameter(torch.ones(self.shape))
-        for name in ("gauge", "unit", "kept"):
-            self.register_buffer(name, torch.ones(self.shape))
+        self.gain = nn.Parameter(torch.zeros(self.shape))
+        for name, value in (("gauge", 1.0), ("unit", 1.0), ("kept", 0.0)):
+            self.register_buffer(name, torch.full(self.shape, value))
         self.register_buffer("zero_point", torch.zeros(self.shape, dtype=torch.int32))
         self.gauge: Tensor
         self.unit: Tensor
@@ -202,8 +202,8 @@ class LearnedWeight(WeightQuantizer):
             self.zero_point.copy_(found.zero_point)
             self.gauge.copy_(self._gauge(gauge))
             self.unit.copy_(found.scale)
-            self.gain.fill_(1.0)
-            self.kept.fill_(1.0)
+            self.gain.zero_()
+            self.kept.zero_()
 
     def _gauge(self, gauge: Tensor | None) -> Tensor:
         if gauge is None:
@@ -214,7 +214,7 @@ class LearnedWeight(WeightQuantizer):
 
     def raw(self) -> Tensor:
         """The scale at the batch norm factors of the start."""
-        return relative(self.kept if self.frozen else self.gain.clamp(min=COLLAPSED), self.unit)
+        return relative(self.kept if self.frozen else self.gain.clamp(-COLLAPSED, COLLAPSED), self.unit)
 
     def parameters_for(self, weight: Tensor, gauge: Tensor | None, raw: bool = False) -> tuple[Tensor, Tensor]:
         """Learned scale, times how much the folded factor has changed since."""
@@ -230,18 +230,20 @@ class LearnedWeight(WeightQuantizer):
 
     def collapsed(self) -> int:
         """How many scales have fallen to their floor."""
-        return 0 if self.frozen else int((~(self.gain.detach() > COLLAPSED)).sum())
+        return 0 if self.frozen else int((~(self.gain.detach().abs() < COLLAPSED)).sum())
 
     def fake(self, weight: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
         """Fake-quantized weight, with a gradient for the scale."""
         if self.frozen:
             return fake_quantize(weight, scale, low, high)
-        count = weight[0].numel() if self.shape else weight.numel()
-        return learned_fake_quantize(weight, scale, low, high, 1.0 / math.sqrt(count * self.spec.qtype.qmax))
+        # LSQ's 1 / sqrt(N * Q), made for layers of many weights; in a small one a single weight at the end of the
+        # range would move the scale Q * Q times as much as itself
+        top = self.spec.qtype.qmax
+        return learned_fake_quantize(weight, scale, low, high, min(1.0 / math.sqrt(weight.numel() * top), top**-2.0))
 
     def freeze(self) -> None:
         """Keep the present scale, whatever an optimizer does to the parameter."""
-        self.kept.copy_(self.gain.detach().clamp(min=COLLAPSED))
+        self.kept.copy_(self.gain.detach().clamp(-COLLAPSED, COLLAPSED))
         self.frozen = True
 
 
