@@ -26,7 +26,7 @@ Loss = Callable[[Any, Any], Tensor]
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the data gave: mean loss, learning rate at its end, and the validation figure."""
+    """What one pass over the data gave: mean loss, learning rate at its start, and the validation figure."""
 
     number: int
     loss: float
@@ -133,7 +133,7 @@ def train(
     history, watch, numbers = History(), Watch(qfloat), count(1)
     for number in range(1, epochs + 1):
         qfloat.train()
-        total, seen = 0.0, 0
+        total, seen, began = 0.0, 0, float(opt.param_groups[0]["lr"])
         title = f"epoch {number}/{epochs}"
         for item in items(data, title, progress):
             args, kwargs = split_batch(item, qfloat.input_names)
@@ -150,7 +150,7 @@ def train(
             raise TrainingError("there is no training data", got=f"0 batches in epoch {number}",
                                 fix="pass a list or a DataLoader; a generator can be consumed only once")
         figure = validate(qfloat) if validate is not None else None
-        history.epochs.append(Epoch(number, total / seen, float(opt.param_groups[0]["lr"]), figure))
+        history.epochs.append(Epoch(number, total / seen, began, figure))
     return history
 
 
