@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         print(f"  {(args.out / name).stat().st_size:12,} bytes  {args.out / name}")
 
     title("6. Against the float network: what was lost, and where")
-    report = intact.compare(net, q, tests)
+    report = intact.compare(fm, q, tests)
     print(report)
     (args.out / "vgg16_report.json").write_text(report.to_json())
     return found | {"q": report.metric.integer_value, "codes_differ": certificate.codes_differ}

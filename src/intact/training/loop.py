@@ -123,6 +123,7 @@ def train(
     2
     """
     _check(qfloat, data, epochs, lr)
+    _check_optimizer(qfloat, optimizer)
     how = Distill() if distill is True or (distill is None and teacher is not None) else distill or None
     runner = _Runner(qfloat, loss, how, teacher)
     if schedule is not None:
@@ -175,6 +176,16 @@ def _check(qfloat: Any, data: Any, epochs: int, lr: float) -> None:
                             fix="pass a list or a DataLoader")
     if epochs < 1 or not lr > 0:
         raise TrainingError("nothing would be trained", got=f"epochs={epochs}, lr={lr}", allowed="epochs >= 1, lr > 0")
+
+
+def _check_optimizer(qfloat: QFloatModel, optimizer: torch.optim.Optimizer | None) -> None:
+    if optimizer is None:
+        return
+    own = {id(p) for p in qfloat.parameters()}
+    given = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    if own.isdisjoint(given):
+        raise TrainingError("the optimizer moves no parameter of this model", got=f"{len(given)} parameters of another",
+                            fix="make it with qfloat.parameters(), or with intact.parameter_groups(qfloat, lr)")
 
 
 class _Runner:
