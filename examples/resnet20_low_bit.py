@@ -68,15 +68,11 @@ def low_bit(bits: int) -> Recipe:
 def train(qfloat: intact.QFloatModel, images: Images, args) -> None:
     """Quantization-aware training; the teacher is the float network that the model was made from."""
     start, tests = time.perf_counter(), images.tests()
-
-    def validate(model: intact.QFloatModel) -> float:
-        value = accuracy(model, tests)
-        print(f"  {time.perf_counter() - start:6.0f} s  {value:.2%}", flush=True)
-        return value
-
-    history = intact.train(qfloat, images.batches(args.batch, augment=not args.small), epochs=args.epochs, lr=args.lr,
-                           distill=intact.Distill(weight=0.9, temperature=4.0), validate=validate)
-    print(history)
+    intact.train(
+        qfloat, images.batches(args.batch, augment=not args.small), epochs=args.epochs, lr=args.lr,
+        distill=intact.Distill(weight=0.9, temperature=4.0), validate=lambda model: accuracy(model, tests),
+        on_epoch=lambda epoch: print(f"{epoch}  after {time.perf_counter() - start:.0f} s", flush=True),
+    )
 
 
 def deploy(qfloat: intact.QFloatModel, images: Images, args) -> dict[str, float]:

@@ -100,11 +100,12 @@ def print_parameters(q: intact.QModel) -> dict[str, dict[str, object]]:
         table[name] = {"type": str(p.qtype), "scale": p.scale.tolist(), "zero_point": p.zero_point.tolist()}
         scale = f"{float(p.scale):10.3e}" if not p.scale.ndim else f"{len(p.scale)} scales"
         print(f"  {name:14} {p.qtype!s:12} {scale:>12}  zero point {int(p.zero_point.flatten()[0])}")
-    for name, binding in q.bindings.items():
+    for binding in q.bindings.values():
         if binding.weight is not None:
             codes, p = binding.weight.codes, binding.weight.qparams
-            table[f"{name}.weight"] = {"type": str(p.qtype), "scale": p.scale.tolist(), "zero_point": 0}
-            print(f"  {binding.where or name:14} {p.qtype!s:12} {len(p.scale):4} scales {float(p.scale.min()):.2e} to "
+            table[f"{binding.where}.weight"] = {"type": str(p.qtype), "scale": p.scale.tolist(),
+                                                "zero_point": p.zero_point.tolist()}
+            print(f"  {binding.where:14} {p.qtype!s:12} {len(p.scale):4} scales {float(p.scale.min()):.2e} to "
                   f"{float(p.scale.max()):.2e}, codes {int(codes.min())} to {int(codes.max())} "
                   f"({codes.numel() * codes.element_size():,} bytes)")
     return table

@@ -38,7 +38,13 @@ def test_vgg16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert len(statistics["weights"]) == 16
     assert len(statistics["activations"]) == 23
     parameters = json.loads((tmp_path / "vgg16_parameters.json").read_text())
-    assert parameters.keys() > {r["name"] for r in statistics["activations"]}
+    for row in statistics["weights"]:  # symmetric over the largest magnitude: nothing is clipped
+        found_scale, largest = max(parameters[row["name"]]["scale"]), max(-row["low"], row["high"])
+        assert 127 * found_scale == pytest.approx(largest, rel=1e-6)
+        assert not any(parameters[row["name"]]["zero_point"])
+    for row in statistics["activations"][:-1]:  # asymmetric; 0 has a code
+        assert 0 <= parameters[row["name"]]["zero_point"] <= 255
+        assert parameters[row["name"]]["scale"] > 0
     sizes = {s: (tmp_path / f"vgg16{s}").stat().st_size for s in ("_float.safetensors", ".intact", ".onnx")}
     assert max(sizes[".intact"], sizes[".onnx"]) < sizes["_float.safetensors"] / 2.5
     assert json.loads((tmp_path / "vgg16_report.json").read_text())["metric"]["float"] == pytest.approx(found["float"])

@@ -17,7 +17,10 @@ def test_an_optimizer_of_the_float_network_is_refused_and_one_of_the_model_moves
     with pytest.raises(TrainingError, match=r"qfloat\.parameters"):
         intact.train(qfloat, [(x, y)], optimizer=torch.optim.Adam(net.parameters()))
     before, weight = qfloat.weight.detach().clone(), net.weight.detach().clone()
-    history = intact.train(qfloat, [(x, y)], epochs=2, optimizer=torch.optim.Adam(qfloat.parameters(), lr=1e-3))
+    seen = []
+    history = intact.train(qfloat, [(x, y)], epochs=2, optimizer=torch.optim.Adam(qfloat.parameters(), lr=1e-3),
+                           on_epoch=lambda epoch: seen.append((epoch, qfloat.training)))
+    assert seen == [(epoch, False) for epoch in history.epochs]
     assert not torch.equal(before, qfloat.weight)
     assert torch.equal(weight, net.weight)
     assert [round(e.lr, 6) for e in history.epochs] == [1e-3, 5e-4]

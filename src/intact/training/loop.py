@@ -89,6 +89,7 @@ def train(
     teacher: FloatModel | nn.Module | None = None,
     schedule: Schedule | None = None,
     validate: Callable[[QFloatModel], float] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
     progress: bool | None = None,
 ) -> History:
     """Train a calibrated QFloat model, in place; it is left in evaluation mode, ready to convert.
@@ -105,6 +106,8 @@ def train(
         teacher: whom to learn from; by default the float model as it is when training starts.
         schedule: when to observe, quantize and freeze; by default the model's own.
         validate: figure of merit of the model in evaluation mode, after every epoch.
+        on_epoch: sees every epoch's figures as it ends, with the model in evaluation mode: ``on_epoch=print``, or
+            what saves a checkpoint.
         progress: show a progress bar; by default only on a terminal.
 
     Returns:
@@ -152,6 +155,8 @@ def train(
                                 fix="pass a list or a DataLoader; a generator can be consumed only once")
         figure = validate(qfloat) if validate is not None else None
         history.epochs.append(Epoch(number, total / seen, began, figure))
+        if on_epoch is not None:
+            on_epoch(history.epochs[-1])
     return history
 
 
