@@ -26,8 +26,9 @@ from intact.simulation.checkpoint import Checkpointed
 from intact.simulation.program import Program
 from intact.simulation.quantizer import EdgeQuantizer, edge_quantizer
 from intact.simulation.schedule import Schedule
+from intact.simulation.ste import anchor
 from intact.simulation.training import Layout, TrainingPass, folded_factor
-from intact.simulation.tree import child, graft, tensor_at
+from intact.simulation.tree import child, find_tensor, graft, tensor_at
 from intact.simulation.weight_quantizer import WeightQuantizer, weight_quantizer
 from intact.types import Fixed, Free, Joined, QParams, Shared
 
@@ -51,9 +52,10 @@ class QFloatModel(Checkpointed):
     def __init__(self, model: FloatModel, plan: Plan, schedule: Schedule | None = None) -> None:
         super().__init__()
         self.plan, self.schedule = plan, schedule or Schedule()
-        for name, value in model.sources.items():
-            graft(self, name, value.clone() if name in model.buffers else nn.Parameter(value.clone()))
         opaque = self._own_opaque(model)
+        for name, value in model.sources.items():
+            if find_tensor(self, name) is None:  # a module that could not be captured may hold it already
+                graft(self, name, value.clone() if name in model.buffers else nn.Parameter(value.clone()))
         nothing = torch.empty(0)
         self._float = replace(model, params=dict.fromkeys(model.params, nothing), sources={}, opaque=opaque)
         self._names = tuple(model.sources)
@@ -71,6 +73,12 @@ class QFloatModel(Checkpointed):
         self._seen_tensors: tuple[tuple[int, int], ...] = ()
         self.reset_observers()
         self.eval()
+
+    def free_spec(self, name: str) -> Free:
+        """The encoding of an edge that has parameters of its own."""
+        spec = self.plan.edges[name]
+        assert isinstance(spec, (Free, Joined))
+        return _free(spec)
 
     def _own_opaque(self, model: FloatModel) -> dict[str, OpaqueCall]:
         """Copies of what could not be captured, each module once, under the user's paths."""
@@ -279,6 +287,10 @@ class QFloatModel(Checkpointed):
         """Training mode: differentiable. Evaluation: what the integer model gives; in float before calibration."""
         if self.training:
             return self._train(args, kwargs)
+        return self._evaluate(args, kwargs)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the deployed arithmetic runs as it is
+    def _evaluate(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if self.exact:
             return self.program.run(args, kwargs, integer=False)
         if not self.calibrated:
@@ -339,7 +351,17 @@ class QFloatModel(Checkpointed):
         run = TrainingPass(self._layout, self._sources(), self.edge_quantizer, self.weight_quantizers,
                            check_inputs(graph, inputs), observe, quantize, statistics,
                            lambda own: self._momentum(own) if momentum is None else momentum, tap)
-        return fill_template(graph.output, run.run(inputs))
+        values = run.run(inputs)
+        if self.training and dist.world_size() > 1:
+            first = next(k for k, v in values.items() if v.requires_grad)
+            values[first] = anchor(values[first], self._idle())
+        return fill_template(graph.output, values)
+
+    def _idle(self) -> list[Tensor]:
+        """Learned parameters that the present step does not use: of frozen quantizers and of joined operands."""
+        joined = [self.edge_quantizers[n] for n, joins in self._joins.items() if joins]
+        frozen = [q for q in (*self.edge_quantizers.values(), *self.weight_quantizers.values()) if q.frozen]
+        return list({id(p): p for q in (*joined, *frozen) for p in q.parameters()}.values())
 
     def _momentum(self, own: float | None) -> float:
         override = self.schedule.batch_norm_momentum

@@ -49,13 +49,11 @@ class History:
 
 
 def parameter_groups(qfloat: QFloatModel, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-    """Groups for an optimizer: learned scales take steps relative to their size, and no decay.
-
-    An adaptive optimizer moves every parameter by about the learning rate; for a scale of 0.01 that is a leap.
+    """Groups for an optimizer: weights decay; biases, batch norms and the gains of learned scales do not.
 
     Args:
         qfloat: a calibrated model.
-        lr: learning rate of weights.
+        lr: learning rate.
         weight_decay: of parameters with more than one axis.
 
     >>> import torch, intact
@@ -64,15 +62,13 @@ def parameter_groups(qfloat: QFloatModel, lr: float, weight_decay: float = 0.0) 
     2
     """
     quantizers = [*qfloat.edge_quantizers.values(), *qfloat.weight_quantizers.values()]
-    learned = {id(p): p for q in quantizers for p in q.parameters()}
-    own = [p for p in qfloat.parameters() if id(p) not in learned]
+    learned = {id(p) for q in quantizers for p in q.parameters()}
+    decays = [p.ndim > 1 and id(p) not in learned for p in qfloat.parameters()]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in own if p.ndim > 1], "lr": lr, "weight_decay": weight_decay},
-        {"params": [p for p in own if p.ndim <= 1], "lr": lr, "weight_decay": 0.0},
+        {"params": [p for p, d in zip(qfloat.parameters(), decays, strict=True) if d == wanted], "lr": lr,
+         "weight_decay": weight_decay if wanted else 0.0}
+        for wanted in (True, False)
     ]
-    for p in learned.values():
-        size = float(p.detach().abs().mean())
-        groups.append({"params": [p], "lr": lr * min(1.0, size), "weight_decay": 0.0})
     return [g for g in groups if g["params"]]
 
 
