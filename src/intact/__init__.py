@@ -7,7 +7,7 @@
 torch.Size([5, 4])
 """
 
-from intact.analysis import Report
+from intact.analysis import Report, Statistics
 from intact.api import (
     calibrate,
     capture,
@@ -20,6 +20,7 @@ from intact.api import (
     prepare,
     quantize,
     save,
+    statistics,
 )
 from intact.engine import QModel
 from intact.errors import (
@@ -66,6 +67,7 @@ __all__ = [
     "Report",
     "Rule",
     "Schedule",
+    "Statistics",
     "Target",
     "TrainingError",
     "calibrate",
@@ -87,5 +89,6 @@ __all__ = [
     "register_observer",
     "register_target",
     "save",
+    "statistics",
     "train",
 ]

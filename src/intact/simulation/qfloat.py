@@ -310,6 +310,7 @@ class QFloatModel(Checkpointed):
         if plan.freezes_ranges(now):
             self.freeze_ranges()
         self.step, self._trained = now + 1, True
+        self._forget()  # batch norms write their statistics without raising the version of the tensors
         return plan.observes(now), plan.quantizes(now), not (plan.freezes_batch_norm(now) or self.batch_norm_frozen)
 
     def freeze_ranges(self) -> None:
@@ -337,6 +338,7 @@ class QFloatModel(Checkpointed):
     def accumulate_statistics(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], weight: float) -> None:
         """Take a batch into the running statistics of batch norms with a given weight; nothing else moves."""
         self._trained = True
+        self._forget()
         with torch.no_grad():
             self._simulate(args, kwargs, observe=False, quantize=True, statistics=True, momentum=weight)
 
