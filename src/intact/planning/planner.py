@@ -91,7 +91,8 @@ def _check_hows(graph: Graph, hows: Mapping[str, How], target: Target) -> None:
         if isinstance(how, Float) or node.op not in target.rules:
             continue
         for what, bits, allowed in (("weight", how.weight_bits, target.weight_bits),
-                                    ("activation", how.activation_bits, target.activation_bits)):
+                                    ("activation", how.activation_bits, target.activation_bits),
+                                    ("output", how.output_bits or how.activation_bits, target.activation_bits)):
             if bits not in allowed:
                 raise PlanError(f"target '{target.name}' cannot run {bits}-bit {what}s",
                                 where=node.path or node.name, got=bits, allowed=f"{allowed[0]} to {allowed[-1]}",

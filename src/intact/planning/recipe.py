@@ -125,6 +125,9 @@ class Quant:
             the data), ``"lsq"``, ``"lsq+"`` (zero point as well), ``"tqt"`` (powers of two), ``"pact"``
             (activations only), ``"dorefa"``.
 
+        output_bits: of what the nodes give, instead of what their readers want: ``Rule(op("add"), Quant(8, 8,
+            output_bits=2))`` adds at 8 bits in a network whose layers read 2.
+
     Activation settings hold for what the nodes read; of readers that disagree, the one with more bits wins.
     """
 
@@ -138,6 +141,7 @@ class Quant:
     bias_correction: bool = True
     weight_quantizer: str = "observed"
     activation_quantizer: str = "observed"
+    output_bits: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits"):
@@ -147,6 +151,8 @@ class Quant:
                                 fix="take 2 bits, or leave the layer in float")
             if not isinstance(bits, int) or not (2 <= bits <= 16 or bits == 32):
                 raise PlanError(f"{name} is out of range", got=bits, allowed="2 to 16, or 32 (float)")
+        if self.output_bits is not None and not 2 <= self.output_bits <= 16:
+            raise PlanError("output_bits is out of range", got=self.output_bits, allowed="2 to 16, or None")
         if (self.weight_bits == 32) != (self.activation_bits == 32):
             raise PlanError("weights and activations are either both codes or both float",
                             got=f"W{self.weight_bits}A{self.activation_bits}", fix="take 2 to 16 bits for both")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from intact.graph import PASSIVE_OPS, Graph, Node
 from intact.planning.plan import Decision
@@ -61,6 +62,9 @@ def _settings(
                 wishes.append(found[user.name] if moves and user.name in found else how)
         own = hows[node.name]
         default = own if isinstance(own, Quant) else Quant()
+        if isinstance(own, Quant) and own.output_bits is not None and decisions[node.name].integer:
+            found[node.name] = replace(own, activation_bits=own.output_bits)
+            continue
         found[node.name] = max(wishes, key=lambda q: q.activation_bits) if wishes else default
     return found
 
