@@ -201,3 +201,19 @@ def test_equalized_and_transposed_models_train():
         torch.optim.SGD(qfloat.parameters(), lr=0.1).step()
         qfloat.eval()
         assert same_codes(qfloat.codes(x), intact.convert(qfloat).codes(x))
+
+
+def test_dropouts_drop_in_training_only():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 4))
+    x = torch.randn(16, 8)
+    fm = intact.capture(net, x)
+    qfloat = intact.calibrate(intact.prepare(fm, intact.plan(fm)), [x])
+    assert torch.equal(qfloat(x), qfloat(x))
+    shares = []
+    qfloat.tap = lambda name, value: shares.append(float((value == 0).float().mean())) if name == "1" else None
+    qfloat.train()
+    assert not torch.equal(qfloat(x), qfloat(x))
+    assert all(s > 0.6 for s in shares)
+    qfloat.eval()
+    assert same_codes(qfloat.codes(x), intact.convert(qfloat).codes(x))

@@ -148,9 +148,17 @@ def _maximum(c: Converter, a: Value, b: Value) -> Value:
 
 
 @handler("aten.clone.default", "aten.contiguous.default", "aten.alias.default", "aten.detach.default",
-         "aten.dropout.default", "aten.lift_fresh_copy.default", "aten.feature_dropout.default",
-         "aten.alpha_dropout.default", "aten._assert_tensor_metadata.default")
+         "aten.lift_fresh_copy.default", "aten.alpha_dropout.default", "aten._assert_tensor_metadata.default")
 def _identity(c: Converter, x: Value, *rest: Any, **options: Any) -> Value:
+    return x
+
+
+@handler("aten.dropout.default", "aten.feature_dropout.default")
+def _dropout(c: Converter, x: Value, p: float, train: bool) -> Value:
+    """Nothing in evaluation; what it does in training is kept beside the graph."""
+    if isinstance(x, Edge) and p > 0.0:
+        whole_channels = c.current is not None and "feature" in str(c.current.target)
+        c.dropouts[x.name] = (float(p), whole_channels)
     return x
 
 

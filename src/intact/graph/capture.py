@@ -239,7 +239,8 @@ def capture_program(
     signature = program_signature(program, model)
     tensors = example_tensors(program, *example)
     fm = FloatModel(graph, params, signature, {k: v.detach()[:_KEPT].clone() for k, v in tensors.items()},
-                    dict(opaque or {}), sources=params, buffers=_buffers(program, params, graph))
+                    dict(opaque or {}), sources=params, buffers=_buffers(program, params, graph),
+                    dropouts=dict(conv.dropouts))
     return fm.with_graph(infer_shapes(fm))
 
 

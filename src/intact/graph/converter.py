@@ -57,6 +57,8 @@ class Converter:
         self.params = params
         self.symbols = symbols
         self.nodes: list[Node] = []
+        #: edge that a dropout follows -> (probability, whether it drops whole channels)
+        self.dropouts: dict[str, tuple[float, bool]] = {}
         self.path = ""
         self.leaf = False
         self.current: fx.Node | None = None

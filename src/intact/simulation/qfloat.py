@@ -328,7 +328,8 @@ class QFloatModel(Checkpointed):
 
     def _train(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         observe, quantize, statistics = self._advance()
-        return self._simulate(args, kwargs, observe=observe, quantize=quantize, statistics=statistics, tap=self.tap)
+        return self._simulate(args, kwargs, observe=observe, quantize=quantize, statistics=statistics, drop=True,
+                              tap=self.tap)
 
     def look(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Callable[[str, Tensor], None]) -> None:
         """Run the simulation of training without changing anything; ``tap`` sees the value of every edge."""
@@ -344,12 +345,12 @@ class QFloatModel(Checkpointed):
 
     def _simulate(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, observe: bool, quantize: bool, statistics: bool,
-        tap: Callable[[str, Tensor], None] | None = None, momentum: float | None = None,
+        drop: bool = False, tap: Callable[[str, Tensor], None] | None = None, momentum: float | None = None,
     ) -> Any:
         inputs = self._float.signature.bind(args, kwargs)
         graph = self._float.graph
         run = TrainingPass(self._layout, self._sources(), self.edge_quantizer, self.weight_quantizers,
-                           check_inputs(graph, inputs), observe, quantize, statistics,
+                           check_inputs(graph, inputs), observe, quantize, statistics, drop,
                            lambda own: self._momentum(own) if momentum is None else momentum, tap)
         values = run.run(inputs)
         if self.training and dist.world_size() > 1:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from intact.graph import FloatModel, Graph, Node
@@ -47,6 +48,9 @@ class Layout:
                 self.rounded.add(node.name)
             clamps = made and isinstance(spec, (Free, Joined))
             self.attrs[node.name] = {k: v for k, v in node.attrs.items() if not (clamps and k == "activation")}
+        users = model.graph.consumers()
+        #: only where one operation reads the edge: of several, only some may have read what the dropout left
+        self.dropouts = {e: how for e, how in model.dropouts.items() if len(users.get(e, ())) == 1}
         self.moved = {e for e, s in plan.edges.items() if isinstance(s, (Shared, Accumulator))}
         self.fixed = {e: s.qparams for e, s in plan.edges.items() if isinstance(s, Fixed)}
         self.weights = {
@@ -68,6 +72,7 @@ class TrainingPass:
         observe: ranges follow this batch.
         quantize: values are put on their grids.
         batch_statistics: batch norms use this batch, and update their running statistics.
+        drop: dropouts drop.
         momentum: of those, from the batch norm's own.
         tap: sees the value of every edge.
     """
@@ -80,6 +85,7 @@ class TrainingPass:
     observe: bool
     quantize: bool
     batch_statistics: bool
+    drop: bool
     momentum: Callable[[float | None], float]
     tap: Callable[[str, Tensor], None] | None = None
 
@@ -102,6 +108,8 @@ class TrainingPass:
                 self.values[name] = self._integer(node)
             else:
                 self.values[name] = self._float(node, [self.values[i] for i in node.inputs], quantize=False)
+            if self.drop and name in layout.dropouts:
+                self.values[name] = _dropped(self.values[name], *layout.dropouts[name])
             if self.tap is not None:
                 self.tap(name, self.values[name])
             for dead in layout.dying.get(name, ()):
@@ -181,6 +189,11 @@ class TrainingPass:
         if name not in self.params:
             self.params[name] = self._source(self.layout.model.expr(name))
         return self.params[name]
+
+
+def _dropped(x: Tensor, p: float, whole_channels: bool) -> Tensor:
+    """Values beyond the grid, as after any dropout; evaluation knows none of it."""
+    return (F.dropout1d if x.ndim == 3 else F.dropout2d)(x, p) if whole_channels else F.dropout(x, p)
 
 
 def folded_factor(norm: Mapping[str, Tensor], eps: float) -> Tensor:

@@ -104,7 +104,8 @@ class FoldBatchNorm(Pass):
             renamed[bn.name] = producer.name
         nodes = [replaced.get(n.name, n) for n in model.graph if n.name not in renamed]
         graph = model.graph.rewritten(nodes, renamed)
-        return replace(model.with_graph(graph, params, derived), notes=(*model.notes, *notes))
+        dropouts = {renamed.get(edge, edge): how for edge, how in model.dropouts.items()}
+        return replace(model.with_graph(graph, params, derived), dropouts=dropouts, notes=(*model.notes, *notes))
 
     def ensures(self, model: FloatModel) -> str | None:
         """No batch norm is left behind a producer that it alone reads."""
