@@ -15,7 +15,7 @@ from intact.algorithms import correct_bias
 from intact.analysis import Latency, Report, Sizes, compare_models
 from intact.calibration import calibrate
 from intact.engine import QModel, convert, load, save
-from intact.errors import CalibrationError, CaptureError, ExportError, IntactError
+from intact.errors import CalibrationError, CaptureError, ExportError, IntactError, PlanError
 from intact.exporters import Certificate, export_onnx, float_onnx, latencies
 from intact.graph import FloatModel
 from intact.graph.capture import capture as _capture_module
@@ -23,7 +23,7 @@ from intact.graph.capture import capture_program as _capture_program
 from intact.graph.passes import DEFAULT_PASSES, EqualizeChannels, Pass, repeated_passes, transform
 from intact.graph.signature import Parameters, samples_in
 from intact.planning import Recipe, plan
-from intact.simulation import prepare
+from intact.simulation import QFloatModel, prepare
 from intact.targets import Target, get_target
 
 __all__ = [
@@ -101,9 +101,9 @@ def captured(
 
 def quantize(
     model: Model,
-    data: Iterable[Any],
+    data: Iterable[Any] | None = None,
     *,
-    target: str | Target = "onnxruntime",
+    target: str | Target | None = None,
     recipe: Recipe | None = None,
     example_inputs: Any = None,
     progress: bool | None = None,
@@ -112,10 +112,11 @@ def quantize(
 
     Args:
         model: an unmodified float module, which is not changed; or what :func:`capture` gave; or a program of
-            ``torch.export``.
+            ``torch.export``; or a QFloat model, which is put in evaluation mode and converted as it is.
         data: calibration batches: tensors, tuples (inputs first), or dicts by input name. A DataLoader that
-            yields (inputs, labels) works as it is.
-        target: the runtime whose codes the integer model gives.
+            yields (inputs, labels) works as it is. Not needed where every range is known already: in a QFloat model
+            that was calibrated or trained (data would not be read), and in a network of trained ``intact.nn`` layers.
+        target: the runtime whose codes the integer model gives; by default ONNX Runtime.
         recipe: rules for parts of the model; by default everything that the target can run is quantized.
         example_inputs: inputs to capture with; by default the first batch of ``data``.
         progress: show a progress bar; by default only on a terminal.
@@ -130,10 +131,22 @@ def quantize(
     >>> q(torch.randn(5, 8)).shape
     torch.Size([5, 4])
     """
-    get_target(target)
-    fm, data = captured(model, data, example_inputs=example_inputs)
-    qfloat = prepare(fm, plan(fm, target=target, recipe=recipe))
-    return convert(calibrate(qfloat, data, progress=progress))
+    if isinstance(model, QFloatModel):
+        if target is not None or recipe is not None or example_inputs is not None:
+            raise PlanError("a QFloat model is planned already", got="target, recipe or example_inputs",
+                            fix="give them to intact.plan or intact.quantize_qat")
+        qfloat = model.eval()
+    else:
+        target = "onnxruntime" if target is None else target
+        get_target(target)
+        if data is None and (isinstance(model, FloatModel | ExportedProgram) or example_inputs is not None):
+            fm = model if isinstance(model, FloatModel) else capture(model, example_inputs)
+        else:
+            fm, data = captured(model, () if data is None else data, example_inputs=example_inputs)
+        qfloat = prepare(fm, plan(fm, target=target, recipe=recipe))
+    if qfloat.calibrated:
+        return convert(qfloat)
+    return convert(calibrate(qfloat, () if data is None else data, progress=progress))
 
 
 def _first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from intact.graph import Graph
+from intact.graph import Graph, Hint
+from intact.planning.recipe import Recipe
 from intact.targets import Target
 from intact.types import Granularity, QSpec, QType
 
@@ -87,6 +88,8 @@ class Plan:
         rejections: every node that stays in float.
         coverage: how much runs in integers.
         notes: what capture, passes and planner have to tell.
+        recipe: the wish that it answers.
+        hinted: nodes that are treated as their layers say themselves.
     """
 
     target: Target
@@ -97,6 +100,8 @@ class Plan:
     rejections: tuple[Rejection, ...]
     coverage: Coverage
     notes: tuple[tuple[str, str], ...] = ()
+    recipe: Recipe = field(default_factory=Recipe)
+    hinted: Mapping[str, Hint] = field(default_factory=dict)
 
     @property
     def regions(self) -> tuple[tuple[str, ...], ...]:

@@ -9,6 +9,7 @@ from typing import Literal
 from intact.errors import PlanError
 from intact.graph import FloatModel, Graph, Node
 from intact.graph.ir import resolve_shape
+from intact.planning.hints import hints_by_node, how_of
 from intact.planning.plan import Coverage, Decision, Plan, Rejection, WeightSpec
 from intact.planning.recipe import Float, How, Recipe, match_rules
 from intact.planning.specs import edge_specs
@@ -51,7 +52,9 @@ def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe
     where = get_target(target)
     wish = recipe or Recipe()
     graph = model.graph
-    hows = match_rules(wish, graph, model.folded)
+    hints = hints_by_node(model)
+    wishes = {name: how_of(hint) for name, hint in hints.items()}
+    hows = match_rules(wish, graph, model.folded, wishes)
     _check_hows(graph, hows, where)
     reasons = _rejected(model, where, hows, wish)
     decisions = {
@@ -65,7 +68,7 @@ def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe
     )
     weights = _weights(model, decisions, hows, where)
     return Plan(where, graph, decisions, edges, weights, rejections, _coverage(model, decisions),
-                model.notes)
+                model.notes, wish, {name: h for name, h in hints.items() if hows[name] is wishes[name]})
 
 
 def _kernel_name(node: Node, target: Target) -> str:
@@ -98,7 +101,8 @@ def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How], wish: 
     graph = model.graph
     reasons: dict[str, str] = {}
     for node in graph:
-        reason = _said(node, graph, wish) if isinstance(hows[node.name], Float) and node.op not in _STRUCTURE else \
+        how = hows[node.name]
+        reason = how.reason or _said(node, graph, wish) if isinstance(how, Float) and node.op not in _STRUCTURE else \
             _own_reason(node, model, target)
         if reason is not None:
             reasons[node.name] = reason

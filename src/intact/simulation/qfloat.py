@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,10 @@ class QFloatModel(Checkpointed):
         self.samples: dict[str, Tensor] = {}
         #: sees the value of every edge in training mode
         self.tap: Callable[[str, Tensor], None] | None = None
+        #: ranges follow the data in evaluation mode too, until the mode is set again
+        self.watching = False
+        self._starts: dict[str, QParams] = {}
+        self._weight_starts: dict[str, QParams] = {}
         self._bound: Bound | None = None
         self._program: Program | None = None
         self._seen_tensors: tuple[tuple[int, int], ...] = ()
@@ -150,15 +154,27 @@ class QFloatModel(Checkpointed):
                 observer = self._observers[name]
                 if not observer.count:
                     raise CalibrationError("an edge saw no data", where=name, fix="calibrate with data that reaches it")
-                self.edge_quantizers[name].initialise(observer.qparams(_free(spec)))
+                self.edge_quantizers[name].initialise(self._starts.get(name) or observer.qparams(_free(spec)))
         self._decide_joins()
-        params = self._folded()
-        for name, weights in self.weight_quantizers.items():
-            weights.initialise(params[name], self._gauge(name))
+        self._start_weights()
         for name, (total, count) in self.channel_sums.items():
             self._corrections.set("mean", name, total / count)
-        self._calibrated, self._trained = True, False
+        self._calibrated, self._trained = True, bool(self._starts)
         self._bind()
+
+    def start(self, edges: Mapping[str, QParams], weights: Mapping[str, QParams]) -> None:
+        """Take parameters that were trained before: calibration keeps them, and where they are all it is not needed."""
+        self._forget()
+        self._starts, self._weight_starts = dict(edges), dict(weights)
+        for name, found in edges.items():
+            self.edge_quantizers[name].initialise(found)
+        self._start_weights()
+        self._trained = all(q.known for q in self.edge_quantizers.values())
+
+    def _start_weights(self) -> None:
+        params = self._folded()
+        for name, weights in self.weight_quantizers.items():
+            weights.initialise(params[name], self._gauge(name), self._weight_starts.get(name))
 
     def _decide_joins(self) -> None:
         """Which operands of concatenations take the scale of the result: once, when the ranges are first known."""
@@ -279,6 +295,9 @@ class QFloatModel(Checkpointed):
         """Training mode: differentiable. Evaluation: what the integer model gives; in float before calibration."""
         if self.training:
             return self._train(args, kwargs)
+        if self.watching:
+            self._trained = True
+            return self._simulate(args, kwargs, observe=True, quantize=True, statistics=False)
         if self.exact:
             return self.program.run(args, kwargs, integer=False)
         if not self.calibrated:
@@ -299,6 +318,11 @@ class QFloatModel(Checkpointed):
             self.freeze_ranges()
         self.step, self._trained = now + 1, True
         return plan.observes(now), plan.quantizes(now), not (plan.freezes_batch_norm(now) or self.batch_norm_frozen)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode follows the data, evaluation mode does not."""
+        self.watching = False
+        return super().train(mode)
 
     def freeze_ranges(self) -> None:
         """Fix scale and zero point of every edge and the scales of weights, whatever an optimizer does."""

@@ -11,6 +11,7 @@ from intact import dist
 from intact.arithmetic import Rounding, round_to_int
 from intact.errors import TrainingError
 from intact.observers import affine_parameters, make_observer
+from intact.simulation.guess import first_guess, of_all_processes
 from intact.simulation.ste import fake_quantize, learned_fake_quantize, power_of_two
 from intact.types import Free, QParams
 
@@ -128,20 +129,6 @@ def _parameters(ends: Tensor, spec: Free) -> tuple[Tensor, Tensor]:
     return affine_parameters(low, high, spec.qtype, spec.symmetric)
 
 
-def first_guess(x: Tensor, spec: Free, where: str) -> QParams:
-    """What calibration on this one batch (of all processes) would find."""
-    observer = make_observer(spec.observer)
-    observer.update(x.cpu(), where=where)
-    if dist.world_size() > 1:
-        states = dist.gather(observer.state())
-        observer.load_state(states[0])
-        for state in states[1:]:
-            other = make_observer(spec.observer)
-            other.load_state(state)
-            observer.merge(other)
-    return observer.qparams(spec, where=where)
-
-
 class Observed(EdgeQuantizer):
     """A range that follows the data: ``minmax`` grows, the others average with momentum 0.1.
 
@@ -188,6 +175,46 @@ class Observed(EdgeQuantizer):
         scale, zero = _parameters(ends, self.spec)
         self.scale.copy_(scale)
         self.zero_point.copy_(zero)
+
+
+class Gathered(Observed):
+    """One range for everything that was seen while fake quantization was off: searched once, when it is needed."""
+
+    def __init__(self, spec: Free, where: str) -> None:
+        super().__init__(spec, where)
+        self.statistics = make_observer(spec.observer)
+        self.stale = False
+        self.register_state_dict_pre_hook(_settle)  # type: ignore[no-untyped-call]
+
+    def initialise(self, found: QParams) -> None:
+        """Start from calibrated parameters; what was seen before is forgotten."""
+        super().initialise(found)
+        self.statistics, self.stale = make_observer(self.spec.observer), False
+
+    def observe(self, x: Tensor) -> None:
+        """Add a batch to what was seen."""
+        if self.enabled and self.known:
+            return
+        self.statistics.update(x.cpu(), where=self.where)
+        self.range.zero_()  # a buffer has changed, so the integer model is bound anew
+        self.known = self.stale = True
+
+    def current_scale(self) -> Tensor:
+        """The scale, 0-d."""
+        if self.stale:
+            self.stale, total = False, of_all_processes(self.statistics, self.spec)
+            super().initialise(total.qparams(self.spec, where=self.where))
+        return self.scale
+
+    def fake(self, x: Tensor) -> Tensor:
+        """Fake-quantized ``x``."""
+        self.current_scale()
+        return super().fake(x)
+
+
+def _settle(module: nn.Module, *_: object) -> None:
+    if isinstance(module, Gathered):
+        module.current_scale()
 
 
 class FixedRange(EdgeQuantizer):
@@ -349,7 +376,7 @@ class Clipped(Learned):
 
 _KINDS: dict[str, type[EdgeQuantizer]] = {
     "observed": Observed, "lsq": Learned, "lsq+": LearnedAffine, "tqt": PowerOfTwo, "pact": Clipped,
-    "dorefa": FixedRange,
+    "dorefa": FixedRange, "gathered": Gathered,
 }
 
 
