@@ -259,7 +259,7 @@ def test_a_pattern_that_matches_nothing_names_the_nearest(verb: object) -> None:
 
 def test_quantize_of_a_qfloat_model() -> None:
     qfloat = qat()
-    with pytest.raises(CalibrationError, match="no calibration data"):
+    with pytest.raises(CalibrationError, match="ranges that nothing has trained"):
         intact.quantize(qfloat)
     with pytest.raises(PlanError, match="planned already"):
         intact.quantize(qfloat, target="reference")

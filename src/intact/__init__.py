@@ -7,6 +7,7 @@
 torch.Size([5, 4])
 """
 
+from intact import nn
 from intact.analysis import Report
 from intact.api import (
     calibrate,
@@ -120,6 +121,7 @@ __all__ = [
     "load",
     "lsq_qconfig",
     "min_max_fakequant_qconfig",
+    "nn",
     "op",
     "parameter_groups",
     "passive_qconfig",

@@ -115,7 +115,8 @@ def quantize(
             ``torch.export``; or a QFloat model, which is put in evaluation mode and converted as it is.
         data: calibration batches: tensors, tuples (inputs first), or dicts by input name. A DataLoader that
             yields (inputs, labels) works as it is. Not needed where every range is known already: in a QFloat model
-            that was calibrated or trained (data would not be read), and in a network of trained ``intact.nn`` layers.
+            that was calibrated or trained (data is not read then), and in a network of trained ``intact.nn`` layers
+            (data finds the ranges of what they do not read).
         target: the runtime whose codes the integer model gives; by default ONNX Runtime.
         recipe: rules for parts of the model; by default everything that the target can run is quantized.
         example_inputs: inputs to capture with; by default the first batch of ``data``.
@@ -144,9 +145,13 @@ def quantize(
         else:
             fm, data = captured(model, () if data is None else data, example_inputs=example_inputs)
         qfloat = prepare(fm, plan(fm, target=target, recipe=recipe))
-    if qfloat.calibrated:
+    if qfloat.calibrated and (data is None or qfloat is model):
         return convert(qfloat)
-    return convert(calibrate(qfloat, () if data is None else data, progress=progress))
+    if data is None:
+        missing = [name for name, quantizer in qfloat.edge_quantizers.items() if not quantizer.known]
+        raise CalibrationError("there is no data", got=f"{len(missing)} ranges that nothing has trained: "
+                               f"{', '.join(missing[:5])}", fix="pass calibration batches")
+    return convert(calibrate(qfloat, data, progress=progress))
 
 
 def _first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:

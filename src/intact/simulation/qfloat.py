@@ -162,11 +162,12 @@ class QFloatModel(Checkpointed):
         self._calibrated, self._trained = True, bool(self._starts)
         self._bind()
 
-    def start(self, edges: Mapping[str, QParams], weights: Mapping[str, QParams]) -> None:
-        """Take parameters that were trained before: calibration keeps them, and where they are all it is not needed."""
+    def start(self, edges: Mapping[str, QParams], guesses: Mapping[str, QParams],
+              weights: Mapping[str, QParams]) -> None:
+        """Take parameters that were trained before. Calibration, if there is one, replaces only the guesses."""
         self._forget()
         self._starts, self._weight_starts = dict(edges), dict(weights)
-        for name, found in edges.items():
+        for name, found in {**guesses, **edges}.items():
             self.edge_quantizers[name].initialise(found)
         self._start_weights()
         self._trained = all(q.known for q in self.edge_quantizers.values())
