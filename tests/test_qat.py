@@ -137,8 +137,12 @@ def test_training_mode_observes_and_evaluation_mode_does_not() -> None:
     intact.enable_observer(qfloat)
     qfloat(X * 100)
     assert {n: float(q.qparams().scale) for n, q in qfloat.edge_quantizers.items()} != before
-    qfloat.eval()
-    assert not qfloat.watching
+    before = {n: float(q.qparams().scale) for n, q in qfloat.edge_quantizers.items()}
+    qfloat.eval()(X * 1000)
+    assert {n: float(q.qparams().scale) for n, q in qfloat.edge_quantizers.items()} == before
+    intact.enable_observer(qfloat, "3")
+    qfloat(X * 1000)
+    assert [n for n, q in qfloat.edge_quantizers.items() if float(q.qparams().scale) != before[n]] == ["4"]
 
 
 def test_the_histogram_is_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,8 +233,7 @@ def enable_observer(qfloat: QFloatModel, where: str | None = None) -> None:
     True
     """
     for quantizer in _edges(qfloat, where, "enable_observer"):
-        quantizer.observing = True
-    qfloat.watching = not qfloat.training
+        quantizer.observing, quantizer.watching = True, not qfloat.training
 
 
 def disable_observer(qfloat: QFloatModel, where: str | None = None) -> None:
@@ -254,9 +253,7 @@ def disable_observer(qfloat: QFloatModel, where: str | None = None) -> None:
     False
     """
     for quantizer in _edges(qfloat, where, "disable_observer"):
-        quantizer.observing = False
-    if where is None:
-        qfloat.watching = False
+        quantizer.observing = quantizer.watching = False
 
 
 def enable_fake_quant(qfloat: QFloatModel, where: str | None = None) -> None:

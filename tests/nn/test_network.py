@@ -42,7 +42,7 @@ def train(net: nn.Module, steps: int = 20) -> list[float]:
         opt.zero_grad()
         loss.backward()
         opt.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return losses
 
 
@@ -64,7 +64,7 @@ def test_trained_converted_exported(bits: int, level: str, tmp_path: Path) -> No
     assert intact.export(q, tmp_path / "net.onnx").codes_differ == 0
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
     assert not net.get_submodule("0").in_float
-    eager, integer = net.eval()(IMAGES), q(IMAGES)
+    eager, integer = net.eval()(IMAGES).detach(), q(IMAGES)
     assert float((eager - integer).norm() / eager.norm()) < {8: 0.05, 4: 0.5}[bits]
     assert torch.equal(intact.quantize(net, [IMAGES])(IMAGES), q(IMAGES))
     with pytest.raises(CalibrationError, match="1 ranges that nothing has trained: 15"):
@@ -152,6 +152,7 @@ def test_rules_come_before_layers_and_layers_before_the_default() -> None:
     bits = {name: spec.qtype.bits for name, spec in plan.weights.items()}
     assert bits["2.weight"] == 6 and bits["0.weight"] == 4
     assert "2" not in {fm.graph[n].path for n in plan.hinted}
+    assert ("6", "as the layer says: W4A4, trained") in plan.notes
     qfloat = intact.prepare(fm, plan)
     assert not qfloat.calibrated
     q = intact.convert(intact.calibrate(qfloat, [IMAGES]))

@@ -29,7 +29,7 @@ class WeightSpec:
     def __str__(self) -> str:
         corrected = ", mean rounding error taken off the bias" if self.bias_correction else ""
         affine = "" if self.symmetric else " affine"
-        learned = "" if self.quantizer == "observed" else f", trained by {self.quantizer}"
+        learned = {"observed": "", "passive": ", kept"}.get(self.quantizer, f", trained by {self.quantizer}")
         return f"{self.qtype} {self.granularity}{affine}, {self.observer}{corrected}{learned}"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from intact.errors import PlanError
-from intact.graph import FloatModel, Graph, Node
+from intact.graph import FloatModel, Graph, Hint, Node
 from intact.graph.ir import resolve_shape
 from intact.planning.hints import hints_by_node, how_of
 from intact.planning.plan import Coverage, Decision, Plan, Rejection, WeightSpec
@@ -56,6 +56,7 @@ def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe
     wishes = {name: how_of(hint) for name, hint in hints.items()}
     hows = match_rules(wish, graph, model.folded, wishes)
     _check_hows(graph, hows, where)
+    hinted = {name: hint for name, hint in hints.items() if hows[name] is wishes[name]}
     reasons = _rejected(model, where, hows, wish)
     decisions = {
         n.name: Decision(False, reason=reasons[n.name]) if n.name in reasons
@@ -68,7 +69,16 @@ def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe
     )
     weights = _weights(model, decisions, hows, where)
     return Plan(where, graph, decisions, edges, weights, rejections, _coverage(model, decisions),
-                model.notes, wish, {name: h for name, h in hints.items() if hows[name] is wishes[name]})
+                (*model.notes, *_hint_notes(graph, hinted)), wish, hinted)
+
+
+def _hint_notes(graph: Graph, hinted: Mapping[str, Hint]) -> dict[tuple[str, str], None]:
+    """Which layers are treated as they say themselves."""
+    return dict.fromkeys(
+        (graph[name].path, f"as the layer says: W{hint.weight_bits}A{hint.activation_bits}, "
+                           f"{'trained' if hint.input_range is not None else 'not trained yet'}")
+        for name, hint in hinted.items()
+    )
 
 
 def _kernel_name(node: Node, target: Target) -> str:

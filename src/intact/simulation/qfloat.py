@@ -66,8 +66,6 @@ class QFloatModel(Checkpointed):
         self.samples: dict[str, Tensor] = {}
         #: sees the value of every edge in training mode
         self.tap: Callable[[str, Tensor], None] | None = None
-        #: ranges follow the data in evaluation mode too, until the mode is set again
-        self.watching = False
         self._starts: dict[str, QParams] = {}
         self._weight_starts: dict[str, QParams] = {}
         self._bound: Bound | None = None
@@ -296,9 +294,9 @@ class QFloatModel(Checkpointed):
         """Training mode: differentiable. Evaluation: what the integer model gives; in float before calibration."""
         if self.training:
             return self._train(args, kwargs)
-        if self.watching:
+        if any(q.watching for q in self.edge_quantizers.values()):
             self._trained = True
-            return self._simulate(args, kwargs, observe=True, quantize=True, statistics=False)
+            return self._simulate(args, kwargs, observe=False, quantize=True, statistics=False)
         if self.exact:
             return self.program.run(args, kwargs, integer=False)
         if not self.calibrated:
@@ -322,7 +320,8 @@ class QFloatModel(Checkpointed):
 
     def train(self, mode: bool = True) -> Self:
         """Training mode follows the data, evaluation mode does not."""
-        self.watching = False
+        for quantizer in self.edge_quantizers.values():
+            quantizer.watching = False
         return super().train(mode)
 
     def freeze_ranges(self) -> None:

@@ -44,6 +44,8 @@ class EdgeQuantizer(nn.Module):
         #: a batch was seen in training
         self.seen = False
         self.observing = True
+        #: follows the data in evaluation mode too, until the mode is set again
+        self.watching = False
         self.enabled = True
         self.frozen = False
 
@@ -87,7 +89,7 @@ class EdgeQuantizer(nn.Module):
 
     def forward(self, x: Tensor, observe: bool = False, quantize: bool = True) -> Tensor:
         """``x`` on the grid of the codes; clipped only where quantization is switched off."""
-        if (observe and self.observing and not self.frozen) or not self.known:
+        if ((observe or self.watching) and self.observing and not self.frozen) or not self.known:
             self.observe(x.detach())
         if not (quantize and self.enabled):
             return x if self.spec.clip is None else x.clamp(*self.spec.clip)
@@ -202,7 +204,7 @@ class Gathered(Observed):
     def current_scale(self) -> Tensor:
         """The scale, 0-d."""
         if self.stale:
-            self.stale, total = False, of_all_processes(self.statistics, self.spec)
+            self.stale, total = False, of_all_processes(self.statistics, self.spec.observer)
             super().initialise(total.qparams(self.spec, where=self.where))
         return self.scale
 
