@@ -184,7 +184,8 @@ def reset_qconfig(
     'lsq'
     """
     _check(qfloat, "reset_qconfig")
-    new = _prepared(qfloat.float_model, qconfig, qfloat.plan.target, mapping or {}, recipe or Recipe())
+    fm = replace(qfloat.float_model, hints={})  # what layers said before is what the new config replaces
+    new = _prepared(fm, qconfig, qfloat.plan.target, mapping or {}, recipe or Recipe())
     new.schedule = qfloat.schedule
     return new.train(qfloat.training)
 

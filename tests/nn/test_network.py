@@ -177,7 +177,35 @@ def test_asymmetric_weights_need_a_target_that_has_them() -> None:
     with pytest.raises(PlanError, match="symmetric weights only"):
         intact.quantize(net, [x])
     q = intact.quantize(net, [x], target="reference")
-    assert float((q(x) - net.eval()(x)).abs().max()) < 1e-3
+    with torch.no_grad():
+        assert float((q(x) - net.eval()(x)).abs().max()) < 1e-3
+
+
+def test_a_batch_norm_that_is_not_the_layers_own() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(QuantConv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), QuantLinear(6 * 196, 4))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([50.0, -20.0, 0.01, 1.0, 2.0, -0.1]))
+    for _ in range(30):
+        net(IMAGES)
+    q = intact.quantize(net, example_inputs=IMAGES[:4])
+    calibrated = intact.quantize(net, [IMAGES])
+    with torch.no_grad():
+        wanted = net.eval()(IMAGES)
+    for found in (q, calibrated):
+        assert float((found(IMAGES) - wanted).norm() / wanted.norm()) < 0.03
+
+
+def test_reset_qconfig_replaces_what_the_layers_said() -> None:
+    net = with_head()
+    train(net, 3)
+    qfloat = intact.quantize_qat(net, example_inputs=IMAGES[:4])
+    assert qfloat.calibrated and qfloat.plan.weights["0.weight"].quantizer == "passive"
+    qfloat(IMAGES).sum().backward()
+    new = intact.reset_qconfig(qfloat, intact.lsq_qconfig)
+    assert {w.quantizer for w in new.plan.weights.values()} == {"lsq"} and not new.plan.hinted
+    floating = intact.disable_quantize(qfloat, "0")
+    assert floating.plan.weights["3.weight"].quantizer == "passive"
 
 
 def test_a_shared_layer_and_a_residual() -> None:

@@ -21,7 +21,8 @@ class Hint:
         weight_symmetric, activation_symmetric: zero point 0, or in the middle.
         input_range: lowest and highest value that it has learned to read; None before training.
         output_range: the same of what it makes.
-        weight_scale, weight_zero: of its weight with a batch norm folded, shape ``(channels,)`` or ``()``.
+        weight_scale, weight_zero: of its weight with its batch norm folded, shape ``(channels,)`` or ``()``.
+        batch_norm: its own batch norm, by its name in the layer; "" for none.
     """
 
     weight_bits: int
@@ -33,6 +34,7 @@ class Hint:
     output_range: tuple[float, float] | None = None
     weight_scale: Tensor | None = None
     weight_zero: Tensor | None = None
+    batch_norm: str = ""
 
 
 class Hinted(nn.Module):

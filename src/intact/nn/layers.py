@@ -110,6 +110,7 @@ class _Quantized(Hinted):
             weight_bits=s.w_bits, activation_bits=s.activation_bits, per_channel=s.by_channel,
             weight_symmetric=s.w_symmetric, activation_symmetric=s.a_symmetric, input_range=self.input_range.ends,
             output_range=self.output_range.ends, weight_scale=scale, weight_zero=zero,
+            batch_norm="batch_norm" if s.batch_norm else "",
         )
 
 

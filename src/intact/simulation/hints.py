@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from intact.graph import FloatModel, Hint
+from intact.graph import FloatModel, Hint, Node
 from intact.observers import range_to_qparams
 from intact.planning import Plan
 from intact.types import Free, Joined, QParams, Shared
@@ -15,7 +15,7 @@ def trained_edges(model: FloatModel, plan: Plan) -> tuple[dict[str, QParams], di
     read: dict[str, tuple[float, float]] = {}
     made: dict[str, tuple[float, float]] = {}
     for name, hint in _in_force(model, plan).items():
-        if hint.output_range is not None:
+        if hint.output_range is not None and _is_the_layer(model, model.graph[name], hint):
             made[name] = hint.output_range
         if hint.input_range is not None:
             edge = model.graph[name].inputs[0]
@@ -42,10 +42,20 @@ def trained_weights(model: FloatModel, plan: Plan) -> dict[str, QParams]:
     for name, hint in _in_force(model, plan).items():
         weight = model.graph[name].params.get("weight", "")
         spec = plan.weights.get(weight)
-        if spec is not None and spec.quantizer == "passive" and hint.weight_scale is not None:
+        whole = _is_the_layer(model, model.graph[name], hint)
+        if whole and spec is not None and spec.quantizer == "passive" and hint.weight_scale is not None:
             assert hint.weight_zero is not None
             found[weight] = QParams(hint.weight_scale, hint.weight_zero, spec.qtype, spec.granularity)
     return found
+
+
+def _is_the_layer(model: FloatModel, node: Node, hint: Hint) -> bool:
+    """Whether what a node holds and makes is what the layer does: its own batch norm folded, and no other."""
+    expr = model.expr(node.params.get("weight", ""))
+    if isinstance(expr, str) or not hint.batch_norm:
+        return isinstance(expr, str) and not hint.batch_norm
+    own = f"{node.path}.{hint.batch_norm}".lstrip(".")
+    return expr.rule == "batch_norm_weight" and isinstance(expr.sources[0], str) and expr.attrs["path"] == own
 
 
 def _in_force(model: FloatModel, plan: Plan) -> dict[str, Hint]:
