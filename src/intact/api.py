@@ -140,10 +140,13 @@ def quantize(
     else:
         target = "onnxruntime" if target is None else target
         get_target(target)
-        if data is None and (isinstance(model, FloatModel | ExportedProgram) or example_inputs is not None):
-            fm = model if isinstance(model, FloatModel) else capture(model, example_inputs)
+        if data is not None:
+            fm, data = captured(model, data, example_inputs=example_inputs)
+        elif isinstance(model, nn.Module) and example_inputs is None:
+            raise CalibrationError("there is no data", got="NoneType",
+                                   fix="pass a list of batches, such as [x], or a DataLoader")
         else:
-            fm, data = captured(model, () if data is None else data, example_inputs=example_inputs)
+            fm = model if isinstance(model, FloatModel) else capture(model, example_inputs)
         qfloat = prepare(fm, plan(fm, target=target, recipe=recipe))
     if qfloat.calibrated and (data is None or qfloat is model):
         return convert(qfloat)
