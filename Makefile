@@ -9,7 +9,7 @@ PIP_FLAGS ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-real bench lint types contract check clean
+.PHONY: help env demo examples data-folder test test-real bench lint types contract check clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -27,6 +27,13 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## quantize a small network and print the report
 	$(BIN)/intact demo --out build/demo
+
+examples: data-folder $(STAMP) ## every example in full; needs INTACT_DATA=folder (examples/README.md)
+	@set -e; for name in vgg16_step_by_step nin_cifar10 resnet18_three_stages resnet20_low_bit; do \
+	  echo "== $$name"; $(BIN)/python examples/$$name.py --data "$(INTACT_DATA)"; done
+
+data-folder:
+	@test -d "$(INTACT_DATA)" || { echo "No data: make examples INTACT_DATA=folder runs every example in full (see examples/README.md); python examples/NAME.py --small needs none."; exit 1; }
 
 test: $(STAMP) ## the fast suite: every example in the docstrings, then the tests
 	$(PYTEST) -n $(JOBS) --doctest-modules src/intact

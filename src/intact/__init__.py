@@ -8,7 +8,7 @@ torch.Size([5, 4])
 """
 
 from intact import nn
-from intact.analysis import Report
+from intact.analysis import Report, Statistics
 from intact.api import (
     calibrate,
     capture,
@@ -21,6 +21,7 @@ from intact.api import (
     prepare,
     quantize,
     save,
+    statistics,
 )
 from intact.engine import QModel
 from intact.errors import (
@@ -99,6 +100,7 @@ __all__ = [
     "Report",
     "Rule",
     "Schedule",
+    "Statistics",
     "Target",
     "TrainingError",
     "calibrate",
@@ -142,6 +144,7 @@ __all__ = [
     "register_target",
     "reset_qconfig",
     "save",
+    "statistics",
     "sync_ema_fakequant_qconfig",
     "tqt_qconfig",
     "train",

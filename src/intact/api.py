@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from intact.algorithms import correct_bias
-from intact.analysis import Latency, Report, Sizes, compare_models
+from intact.analysis import Latency, Report, Sizes, Statistics, compare_models, tensor_statistics
 from intact.calibration import calibrate
 from intact.engine import QModel, convert, load, save
 from intact.errors import CalibrationError, CaptureError, ExportError, IntactError, PlanError
@@ -38,6 +38,7 @@ __all__ = [
     "prepare",
     "quantize",
     "save",
+    "statistics",
 ]
 
 
@@ -97,6 +98,36 @@ def captured(
     if isinstance(model, nn.Module) and example_inputs is None:
         example_inputs, data = _first_inputs(model, data)
     return capture(model, example_inputs, passes=passes), data
+
+
+def statistics(model: Model | QFloatModel, data: Iterable[Any], *, progress: bool | None = None) -> Statistics:
+    """Minimum, maximum, mean and standard deviation of every weight and of every layer's activations, in float.
+
+    One pass over the data, in constant memory. Batch norms and activation functions that capture folds into a layer
+    are part of it: these are the weights and values that will get codes. ``capture(net, x, passes=())`` keeps every
+    layer of the user's own apart.
+
+    Args:
+        model: a module, which is not changed; or what :func:`capture` or :func:`prepare` gave; or a program of
+            ``torch.export``.
+        data: batches: tensors, tuples (inputs first), or dicts by input name.
+        progress: show a progress bar; by default only on a terminal.
+
+    Returns:
+        A table: print it, walk through its rows, or take ``.to_json()``.
+
+    Raises:
+        CaptureError: if the model cannot be captured.
+        CalibrationError: if there is no data or a batch does not fit the model.
+
+    >>> import torch
+    >>> net = torch.nn.Linear(2, 1)
+    >>> table = statistics(net, [torch.tensor([[-1.0, 3.0]]), torch.tensor([[0.0, 5.0]])])
+    >>> [row.name for row in table], table["input"].low, table["input"].high
+    (['weight', 'input', 'linear'], -1.0, 5.0)
+    """
+    fm, data = (model.float_model, data) if isinstance(model, QFloatModel) else captured(model, data)
+    return tensor_statistics(fm, data, progress=progress)
 
 
 def quantize(

@@ -106,6 +106,18 @@ class Peek(nn.Module):
         return self.gate(x) + self.gate.scale
 
 
+class Direct(nn.Module):
+    """Calls the forward of its child itself, so that nobody sees the call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = Gate()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.gate.forward(x)
+        return y * 2.0 if y.sum() > 0 else y
+
+
 class Opaque:
     def __init__(self, x: Tensor) -> None:
         self.x = x
@@ -173,6 +185,9 @@ CASES: dict[str, tuple[Any, list[str]]] = {
     "one setting": (Settings, ["gate", "gate"]),
     "two in a row": (lambda: chain(Gate(), nn.ReLU(), Gate()), ["1", "3"]),
     "in lists": (lists, ["1.gates.a.0"]),
+    "the same twice": (lambda: chain(*[Gate()] * 2), ["1", "2"]),
+    "inside another and outside": (lambda: (lambda p: chain(p, p.gate))(Peek()), ["1", "2"]),
+    "with its parent": (lambda: chain(nn.Sequential(nn.Linear(4, 4), Direct())), ["1.1"]),
 }
 
 
@@ -205,6 +220,11 @@ def test_simulation_and_integer_model_agree(case: str) -> None:
     assert torch.equal(qfloat(x), q(x))
     assert all(torch.equal(c, q.codes(x)[name]) for name, c in qfloat.codes(x).items())
     assert intact.compare(net, q, [x], latency=False).samples == 6
+
+
+def test_capture_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
+    intact.capture(Keywords(), torch.randn(4, 4))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_opaque_module_is_not_the_users() -> None:

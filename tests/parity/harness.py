@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import intact
 from intact.exporters.certificate import Certificate, certify
-from intact.exporters.onnx_qdq import build
+from intact.exporters.onnx_build import build, instrumented
 from intact.simulation.bind import bind
 from intact.types import QParams
 
@@ -99,7 +99,7 @@ def respecified(qfloat: intact.QFloatModel, kind: str, seed: int = 0) -> intact.
         return fresh[key]
 
     table = {k: other(q) for k, q in qfloat._edge_params().items()}
-    qfloat._bound = bind(qfloat.plan, dict(qfloat._tensors()), table)
+    qfloat._bound = bind(qfloat.plan, qfloat._folded(), table)
     return qfloat
 
 
@@ -133,7 +133,7 @@ def certified(q: intact.QModel, folder: Path, inputs: dict[str, Tensor] | None =
     """E3: what the runtime computed, held against the integer model; never raises on a difference."""
     path = folder / "net.onnx"
     path.write_bytes(build(q).SerializeToString())
-    return certify(q, build(q, edges=True), path, inputs, True)
+    return certify(q, instrumented(q), path, inputs, True)
 
 
 def integer_ops(q: intact.QModel) -> set[str]:

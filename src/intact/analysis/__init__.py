@@ -13,6 +13,7 @@ from intact.analysis.report import (
     Site,
     Sizes,
 )
+from intact.analysis.statistics import Row, Statistics, tensor_statistics
 
 __all__ = [
     "Accuracy",
@@ -26,9 +27,12 @@ __all__ = [
     "Output",
     "Problem",
     "Report",
+    "Row",
     "Site",
     "Sizes",
     "Sqnr",
+    "Statistics",
     "compare_models",
     "sqnr_db",
+    "tensor_statistics",
 ]

@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
+from intact import dist
 from intact.calibration.collect import Collector
 from intact.calibration.reservoir import Reservoir
 from intact.errors import CalibrationError, IntactError, NonFiniteError
 from intact.graph import FloatModel, Graph, Node
 from intact.graph.ir import resolve_shape
 from intact.graph.signature import split_batch
+from intact.observers import make_observer
 from intact.simulation import QFloatModel
 
 __all__ = ["batches", "calibrate", "items", "label_of"]
@@ -66,9 +68,29 @@ def calibrate(qfloat: QFloatModel, data: Iterable[Any], *, progress: bool | None
     if not seen:
         raise CalibrationError("there is no calibration data", got="0 batches",
                                fix="pass a non-empty iterable; a generator can be consumed only once")
+    merge_processes(qfloat)
     qfloat.freeze()
     qfloat.samples = reservoir.samples()
     return qfloat
+
+
+def merge_processes(qfloat: QFloatModel) -> None:
+    """Let every process have the statistics of all: the same parameters as one process with all the data."""
+    if dist.world_size() == 1:
+        return
+    dist.check_same("plan", qfloat.plan_text())
+    for name, observer in qfloat.observers.items():
+        states = dist.gather(observer.state())
+        observer.load_state(states[0])
+        for state in states[1:]:
+            other = make_observer(qfloat.free_spec(name).observer)
+            other.load_state(state)
+            observer.merge(other)
+    for name, (total, count) in qfloat.channel_sums.items():
+        both = dist.gather({"total": total, "count": torch.tensor([count])})
+        qfloat.channel_sums[name] = (
+            torch.stack([b["total"] for b in both]).sum(0), sum(int(b["count"]) for b in both)
+        )
 
 
 def samples_for(graph: Graph) -> int:

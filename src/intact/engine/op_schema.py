@@ -8,12 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch.fx.operator_schemas import get_signature_for_torch_op
-
 from intact.engine.codec import brief
 from intact.errors import ArtifactError
 from intact.graph import Node
+from intact.graph.generic import DTYPES, problem
 from intact.kernels import UNARY_OPS
 
 __all__ = ["DTYPES", "OPS", "OpSchema", "check_node"]
@@ -21,29 +19,7 @@ __all__ = ["DTYPES", "OPS", "OpSchema", "check_node"]
 _LIST_LIMIT = 65536  # operands, or results, of one operation
 _LARGEST = 2**31 - 1  # of a dimension, a stride, ...
 _ELEMENTS = 2**40  # of a tensor, per sample
-DTYPES = frozenset({"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"})
 _DIM = re.compile(r"(?:[1-9]\d{0,8}\*)?batch", re.ASCII)
-_ATEN = re.compile(r"aten\.([a-zA-Z]\w*|_to_copy)\.(?!prim|_)(\w+)", re.ASCII)  # prim: of TorchScript
-#: pure functions without torch's tags "core" and "pointwise"; others read files, write memory, or crash on odd sizes
-_PURE = frozenset(re.findall(r"\w+", """
-    adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d addbmm addmv
-    addr adjoint affine_grid_generator all aminmax argsort atleast_1d atleast_2d atleast_3d baddbmm batch_norm bilinear
-    block_diag broadcast_tensors broadcast_to bucketize cdist channel_shuffle column_stack concat cosine_similarity
-    count_nonzero cross cummax cummin cumprod det diag diag_embed diff dist dot dsplit einsum expand_as flatten fliplr
-    flipud floor_divide glu grid_sampler group_norm gru gru_cell hardswish hsplit hstack im2col index_add index_copy
-    index_fill inner instance_norm isclose isin kron kthvalue layer_norm linalg_cross linalg_norm linalg_vecdot
-    linalg_vector_norm linear log_sigmoid log_softmax logcumsumexp logsumexp lstm lstm_cell matmul max_pool1d max_pool2d
-    max_pool3d median meshgrid moveaxis movedim msort mv nanmean nansum narrow new_full new_ones new_zeros norm one_hot
-    ones_like outer pairwise_distance pixel_shuffle pixel_unshuffle prelu quantile ravel renorm repeat_interleave
-    rms_norm rnn_relu rnn_relu_cell rnn_tanh rnn_tanh_cell roll rot90 searchsorted softmax stack std std_mean swapaxes
-    swapdims take take_along_dim tensor_split tensordot tile to trace transpose tril triu type_as unflatten unfold
-    unsafe_chunk unsafe_split unsafe_split_with_sizes upsample_bicubic2d upsample_linear1d upsample_nearest1d
-    upsample_nearest3d upsample_trilinear3d var_mean view_as vsplit vstack zeros_like
-"""))
-_FILLS = frozenset({"zeros", "ones", "full"})  # as an LSTM makes its first state
-_IMPURE = re.compile(r"_$|backward|empty|rand|dropout|bernoulli|normal|as_strided|file")
-_TENSORS = frozenset({"Tensor", "List[Tensor]"})
-_OVERLOAD = type(torch.ops.aten.relu.default)
 
 
 # -- attributes ---------------------------------------------------------------------------------
@@ -199,68 +175,7 @@ def _check_attrs(node: Node, schema: OpSchema, where: str) -> None:
 
 def _check_aten(node: Node, where: str) -> None:
     """A pure function of torch, by name: it makes tensors, and changes or reads nothing else."""
-    target, args, kwargs, index = (node.attrs[k] for k in ("target", "args", "kwargs", "index"))
-    match = _ATEN.fullmatch(target) if isinstance(target, str) else None
-    op = getattr(getattr(torch.ops.aten, match[1], None), match[2], None) if match else None
-    schema = _schema(op)
-    returns = [str(r.type) for r in schema.returns] if schema else []
-    if schema is None or schema.is_mutable or not returns or not {*returns} <= _TENSORS:
-        raise ArtifactError("not an operation that may be run by name", where=where, got=brief(target),
-                            allowed="public aten functions that make tensors and change nothing",
+    wrong = problem(node.attrs, len(node.inputs), node.params, node.shape)
+    if wrong is not None:
+        raise ArtifactError(wrong[0], where=where, got=brief(wrong[1]), allowed=wrong[2],
                             fix="write this part of the model with other operations")
-    kinds = {a.name: str(a.real_type) for a in schema.arguments}
-    if not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping) or len(args) > len(kinds) \
-            or not set(kwargs) <= set(kinds):
-        raise ArtifactError("arguments are wrong", where=where, got=brief(kwargs), allowed=", ".join(kinds))
-    given = {**dict(zip(kinds, args, strict=False)), **kwargs}
-    needed = {a.name for a in schema.arguments if not a.has_default_value()}
-    size = [d if isinstance(d, int) else {"dim": d} for d in node.shape]  # of a tensor made from nothing
-    bounded = any(map(_refers, given.values())) or (target.split(".")[1] in _FILLS and given.get("size") == size)
-    if not needed <= set(given) or not bounded or not all(_suits(v, kinds[k], node) for k, v in given.items()):
-        raise ArtifactError("an argument is wrong", where=where, got=brief((args, kwargs)), allowed=str(schema)[:200])
-    if (index is None) != (returns == ["Tensor"]) or not (index is None or _whole(0, _LIST_LIMIT)(index)):
-        raise ArtifactError("the index of a result is wrong", where=where, got=brief(index))
-
-
-def _schema(op: object) -> Any:
-    """What torch declares about an operation; None if it is none that may be run by name."""
-    if not isinstance(op, _OVERLOAD):
-        return None
-    name = op.name().removeprefix("aten::").partition(".")[0]
-    tagged = torch.Tag.core in op.tags or torch.Tag.pointwise in op.tags
-    if not (tagged or name in _PURE or name in _FILLS) or _IMPURE.search(name):
-        return None
-    try:
-        _, schemas = get_signature_for_torch_op(op, return_schemas=True)
-    except (NameError, ValueError):  # types of TorchScript only
-        return None
-    return schemas[0] if schemas else None
-
-
-def _refers(value: Any) -> bool:
-    """Whether a tensor is in an argument; without one, torch would make a tensor of any size."""
-    if isinstance(value, list | tuple):
-        return any(map(_refers, value))
-    return isinstance(value, Mapping) and bool(value.keys() & {"input", "param"})
-
-
-def _suits(value: Any, kind: str, node: Node) -> bool:
-    """Whether an argument has the type that torch declares.
-
-    An enum (a device, a layout, a memory format) must be left out: torch takes any integer for one, and crashes on it.
-    """
-    if kind.startswith("Optional["):
-        return value is None or _suits(value, kind[9:-1], node)
-    if kind.startswith("List["):
-        return isinstance(value, list | tuple) and all(_suits(v, kind[5:-1], node) for v in value)
-    ((key, item),) = value.items() if isinstance(value, Mapping) and len(value) == 1 else ((None, value),)
-    if key is not None:
-        return {
-            "input": kind == "Tensor" and _whole(0, len(node.inputs) - 1)(item),
-            "param": kind == "Tensor" and isinstance(item, str) and item in node.params,
-            "dim": kind in ("int", "number") and isinstance(item, str) and _dim(item),
-            "dtype": kind == "ScalarType" and isinstance(item, str) and item in DTYPES,
-        }.get(key, False)
-    if kind in ("Tensor", "number", "float"):
-        return type(value) in (bool, float) or _INDEX.holds(value)
-    return {"int": _INDEX.holds(value), "bool": type(value) is bool, "str": isinstance(value, str)}.get(kind, False)

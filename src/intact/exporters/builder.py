@@ -17,9 +17,10 @@ from intact.arithmetic import quantize
 from intact.graph import Graph, Node
 from intact.graph.ir import Dim
 from intact.kernels import Binding
+from intact.kernels.base import activation_codes
 from intact.types import PerChannel, QParams
 
-__all__ = ["IR_VERSION", "OPSET", "Builder", "onnx_type"]
+__all__ = ["IR_VERSION", "OPSET", "Builder", "onnx_type", "place"]
 
 OPSET = 21
 IR_VERSION = 10
@@ -34,6 +35,15 @@ _TYPES = {
 def onnx_type(dtype: str) -> int:
     """The ONNX element type of a torch dtype name."""
     return int(_TYPES[dtype])
+
+
+def place(n: Node) -> str:
+    """Where a node stands in the user's model, for an error.
+
+    >>> place(Node("aten@2", "aten", attrs={"target": "aten.kthvalue.default"}))
+    'the model itself (aten.kthvalue.default)'
+    """
+    return f"{n.path or 'the model itself'} ({n.attrs.get('target', n.op)})"
 
 
 @dataclass
@@ -87,15 +97,20 @@ class Builder:
         self.initializers[tensor.name] = tensor
         return tensor.name
 
-    def op(self, kind: str, inputs: Sequence[str], base: str, *, name: str | None = None, **attrs: Any) -> str:
-        """A node with one output; returns the output's name."""
-        output = self.unique(base)
-        node = helper.make_node(kind, list(inputs), [output], name=name or output,
+    def op(self, kind: str, inputs: Sequence[str], base: str, *, name: str | None = None, output: int = 0,
+           **attrs: Any) -> str:
+        """A node of which one output is read; returns that output's name."""
+        others = [self.unique(f"{base}:unread") for _ in range(output)]
+        output_name = self.unique(base)
+        outputs = [*others, output_name]
+        if kind == "TopK" and output == 0:  # both outputs are mandatory
+            outputs.append(self.unique(f"{base}:unread"))
+        node = helper.make_node(kind, list(inputs), outputs, name=name or output_name,
                                 **{k: v for k, v in attrs.items() if v is not None})
         if self.path and not kind.endswith("eLinear"):
             node.metadata_props.add(key="module_path", value=self.path)
         self.nodes.append(node)
-        return output
+        return output_name
 
     # -- quantization -----------------------------------------------------------------------
 
@@ -146,6 +161,10 @@ class Builder:
         dtype = str(q.storage).removeprefix("torch.")
         bounds = [self.const(f"{edge}:{n}", np.array(v, dtype)) for n, v in (("low", low), ("high", high))]
         return self.op("Clip", [codes, *bounds], f"{edge}:clamped")
+
+    def result_codes(self, y: str, binding: Binding, edge: str) -> str:
+        """Codes of an integer operation's result, clamped where saturation does not do it."""
+        return self.clip_codes(self.quantize(y, binding.output, edge), *activation_codes(binding), edge)
 
     def shape_const(self, shape: Sequence[Dim], base: str) -> str:
         """A reshape target: at most one dynamic dimension, which becomes -1."""

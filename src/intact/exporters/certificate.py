@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
 from torch import Tensor
 
 from intact.arithmetic import dequantize
 from intact.engine import QModel
+from intact.exporters.onnx_build import Instrumented, output_names
 from intact.exporters.runtime import Array, open_session, optimised_nodes
 from intact.graph.ir import resolve_shape
 from intact.graph.signature import check_inputs
@@ -105,20 +105,17 @@ class _Counts:
 
 
 def certify(
-    q: QModel, instrumented: onnx.ModelProto, path: Path, data: Mapping[str, Tensor] | None, float_io: bool
+    q: QModel, instrumented: Instrumented, path: Path, data: Mapping[str, Tensor] | None, float_io: bool
 ) -> Certificate:
     """Run the written file and its instrumented twin, and compare every edge and every output."""
-    from intact.exporters.onnx_qdq import edge_tensors
-
     inputs = dict(data) if data is not None else example_inputs(q)
     size = check_inputs(q.graph, inputs)
-    tensors = edge_tensors(q)
     counts = _Counts()
-    twin, product = open_session(instrumented), open_session(path) if float_io else None
+    twin, product = open_session(instrumented.model), open_session(path) if float_io else None
     batched = {n.name for n in q.graph.inputs if n.shape and n.shape[0] == "batch"}
     for batch in sorted({size, min(3, size), 1}, reverse=True) if batched else (size,):
         part = {k: v[:batch] if k in batched else v for k, v in inputs.items()}
-        _compare(q, part, twin, product, tensors, counts)
+        _compare(q, part, twin, product, instrumented.tensors, counts)
     planned = Counter(k for k in q.info.get("kernels", {}).values() if k)
     actual, missing, share = _kernels(q, path)
     return Certificate(
@@ -152,8 +149,6 @@ def _compare(q: QModel, inputs: Mapping[str, Tensor], twin: Any, product: Any, t
     found = dict(zip(names, twin.run(None, feeds), strict=True))
     _compare_edges(q, inputs, {e: found[t] for e, t in tensors.items() if t in found}, counts)
     values = q.program.values(inputs, integer=True)
-    from intact.exporters.onnx_qdq import output_names
-
     produced = dict(zip([o.name for o in product.get_outputs()], product.run(None, feeds), strict=True)) if product \
         else found
     for name, edge in output_names(q.graph):

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from intact.errors import ExportError
-from intact.exporters.builder import Builder, onnx_type
+from intact.exporters import onnx_elementwise, onnx_index, onnx_reduce  # noqa: F401  (they register their forms)
+from intact.exporters.builder import Builder, onnx_type, place
+from intact.exporters.onnx_call import ATEN, call
 from intact.exporters.onnx_ops import MOVES, UNARY, avg_pool_attrs, clip, conv_attrs, pad, resize_attrs
 from intact.graph import Node
 
-__all__ = ["FLOAT", "emit_float", "unsupported"]
+__all__ = ["EXPORTABLE", "FLOAT", "emit_float", "unsupported"]
 
 Emit = Callable[[Builder, Node, list[str]], str]
 
@@ -111,6 +113,23 @@ def _embedding(b: Builder, n: Node, xs: list[str]) -> str:
     return b.op("Gather", [*_params(b, n, "weight"), *xs], f"{n.name}:rows", name=n.name, axis=0)
 
 
+def _avg_pool(b: Builder, n: Node, xs: list[str]) -> str:
+    """Windows that stick out of a padded image count what is inside: the padding is made first, and then counts."""
+    a = n.attrs
+    if not (a["ceil_mode"] and a["count_include_pad"]):
+        return b.op("AveragePool", xs, f"{n.name}:pool", name=n.name, **avg_pool_attrs(a))
+    rank, padding = len(n.shape), a["padding"]
+    ends = [0] * (rank - len(padding)) + list(padding)
+    x = b.op("Pad", [*xs, b.const(f"{n.name}:pads", np.array([*ends, *ends], np.int64))], f"{n.name}:padded")
+    plain = {**a, "padding": [0] * len(padding), "count_include_pad": False}
+    y = b.op("AveragePool", [x], f"{n.name}:pool", name=n.name, **avg_pool_attrs(plain))
+    # torch makes no window that starts in the padding behind the image
+    axes = range(rank - len(padding), rank)
+    parts = [b.const(f"{n.name}:{k}", np.array(v, np.int64)) for k, v in (
+        ("start", [0] * len(axes)), ("end", [n.shape[i] for i in axes]), ("axes", list(axes)))]
+    return b.op("Slice", [y, *parts], f"{n.name}:windows")
+
+
 #: canonical operation -> operator(s)
 FLOAT: dict[str, Emit] = {
     "conv": _conv, "conv_transpose": _conv_transpose, "linear": _linear, "matmul": _op("MatMul"),
@@ -119,26 +138,22 @@ FLOAT: dict[str, Emit] = {
     "maximum": _op("Max"), "where": _where, "concat": _axis("Concat"), "softmax": _axis("Softmax"),
     "log_softmax": _axis("LogSoftmax"), "mean": _reduce("ReduceMean"), "sum": _reduce("ReduceSum"),
     "interpolate": _interpolate, "constant": _constant, "prelu": _prelu, "embedding": _embedding,
-    "avg_pool": lambda b, n, xs: b.op("AveragePool", xs, f"{n.name}:pool", name=n.name, **avg_pool_attrs(n.attrs)),
+    "avg_pool": _avg_pool,
     "pad": lambda b, n, xs: pad(b, n, xs[0], np.array(n.attrs["value"], np.float32)),
 }
 
 
-def _cast_call(n: Node) -> bool:
-    """A change of dtype, the one generic call that has an ONNX form."""
-    return n.op == "aten" and n.attrs["target"] == "aten._to_copy.default" and n.dtype in (
-        "float32", "int64", "int32", "bool")
+#: dtypes of these operations' operands follow the result, as torch promotes them
+_PROMOTING = frozenset({"add", "sub", "mul", "div", "minimum", "maximum", "concat", "matmul", "sum", *UNARY})
+EXPORTABLE = frozenset({"input", *FLOAT, *UNARY, *MOVES, *ATEN})
 
 
 def unsupported(n: Node) -> str | None:
     """Why a node that runs in float has no ONNX form, or None."""
-    if n.op != "avg_pool" and (n.op == "input" or n.op in FLOAT or n.op in UNARY or n.op in MOVES or _cast_call(n)):
-        return None
-    if n.op == "avg_pool" and n.attrs["ceil_mode"] and n.attrs["count_include_pad"]:
-        return "windows that stick out are divided by the whole window in ONNX Runtime"
     if n.op == "opaque":
         return "its module could not be captured"
-    return None if n.op in FLOAT else f"{n.attrs.get('target', n.op)} has no ONNX form here"
+    name = n.attrs["target"] if n.op == "aten" else n.op
+    return None if name in EXPORTABLE else f"{name} has no ONNX form here"
 
 
 def emit_float(b: Builder, n: Node, xs: list[str]) -> str:
@@ -149,14 +164,18 @@ def emit_float(b: Builder, n: Node, xs: list[str]) -> str:
     """
     reason = unsupported(n)
     if reason is not None:
-        raise ExportError("an operation cannot be exported", where=n.path or n.name, got=reason,
+        raise ExportError("an operation cannot be exported", where=place(n), got=reason,
                           fix="exclude the module from the exported part")
+    if n.op in _PROMOTING or n.op == "where":
+        free = 1 if n.op == "where" else 0  # the condition
+        xs = [*xs[:free], *(x if b.graph[i].dtype == n.dtype else _cast(b, x, n.dtype, f"{n.name}:cast")
+                            for i, x in list(zip(n.inputs, xs, strict=True))[free:])]
     if n.op in UNARY:
         return UNARY[n.op](b, n, xs[0])
     if n.op in MOVES:
         return MOVES[n.op](b, n, xs[0])
     if n.op == "aten":
-        return _cast(b, xs[0], n.dtype, f"{n.name}:cast")
+        return call(b, n, xs)
     y = FLOAT[n.op](b, n, xs)
     bounds = n.attrs.get("activation")
     return y if bounds is None else clip(b, n, y, bounds[0], bounds[1])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from intact.errors import ExportError
 from intact.exporters.builder import IR_VERSION, OPSET, Builder, onnx_type
+from intact.exporters.onnx_functions import FUNCTIONS
 
 __all__ = ["latencies", "open_session", "optimised_nodes", "run_model", "wrap"]
 
@@ -31,7 +32,10 @@ def wrap(
         return [helper.make_tensor_value_info(k, onnx_type(t), list(s)) for k, (t, s) in values.items()]
 
     graph = helper.make_graph(b.nodes, "intact", infos(inputs), infos(outputs), list(b.initializers.values()))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="intact")
+    domains = sorted({"", *(n.domain for n in b.nodes)})
+    versions = [helper.make_opsetid(d, OPSET if d == "" else 1) for d in domains]
+    functions = [FUNCTIONS[k] for k in sorted({(n.domain, n.op_type) for n in b.nodes} & FUNCTIONS.keys())]
+    model = helper.make_model(graph, opset_imports=versions, producer_name="intact", functions=functions)
     model.ir_version = IR_VERSION
     return model
 

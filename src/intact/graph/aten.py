@@ -125,15 +125,6 @@ def _linear(c: Converter, x: Value, w: Value, b: Value = None) -> Value:
     return c.emit("linear", [x], {"weight": w, "bias": b})
 
 
-@handler("aten.addmm.default")
-def _addmm(c: Converter, b: Value, x: Value, w: Value, *, beta: float = 1, alpha: float = 1) -> Value:
-    if isinstance(w, Const) and isinstance(b, Const) and beta == 1 and alpha == 1:
-        return c.emit("linear", [x], {"weight": Const(w.tensor.t().contiguous()), "bias": b})
-    if beta != 1 or alpha != 1:
-        raise c.error("addmm with factors", got=(beta, alpha))
-    return c.emit("add", [c.emit("matmul", [x, w]), b])
-
-
 @handler("aten.matmul.default", "aten.mm.default", "aten.bmm.default")
 def _matmul(c: Converter, a: Value, b: Value) -> Value:
     if isinstance(b, Const) and b.tensor.ndim == 2 and isinstance(a, Edge):

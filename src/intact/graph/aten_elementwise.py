@@ -27,7 +27,8 @@ for _name in ("relu", "hardswish", "hardsigmoid", "sigmoid", "silu", "tanh", "mi
 @handler("aten.softplus.default")
 def _softplus(c: Converter, x: Value, beta: float = 1, threshold: float = 20) -> Value:
     if beta != 1 or threshold != 20:
-        raise c.error("softplus with its own beta or threshold", got=(beta, threshold))
+        assert c.current is not None
+        return c.generic(str(c.current.target), [x, beta, threshold], {})
     return c.emit("softplus", [x])
 
 
@@ -87,6 +88,9 @@ def _binary(op: str, *, scalar: Callable[[Converter, Value, float], Value],
         if rounding_mode is not None:
             assert c.current is not None
             return c.generic(str(c.current.target), [a, b], {"rounding_mode": rounding_mode})
+        if not c.fake().dtype.is_floating_point and (alpha != 1 or not _scalar(a) is _scalar(b) is None):
+            assert c.current is not None  # an integer and a number stay integers
+            return c.generic(str(c.current.target), [a, b], {"alpha": alpha} if alpha != 1 else {})
         if alpha != 1:
             k = _scalar(b)
             b = k * alpha if k is not None else c.emit("mul_scalar", [b], value=float(alpha))
@@ -120,6 +124,9 @@ handler("aten.div.Tensor", "aten.div.Scalar", "aten.div.Tensor_mode")(_binary(
 @handler("aten.rsub.Scalar", "aten.rsub.Tensor")
 def _rsub(c: Converter, x: Value, k: Value, alpha: float = 1) -> Value:
     number = _scalar(k)
+    if number is not None and not c.fake().dtype.is_floating_point:
+        assert c.current is not None
+        return c.generic(str(c.current.target), [x, k, alpha], {})
     if number is None or alpha != 1:
         return c.emit("sub", [k, x if alpha == 1 else c.emit("mul_scalar", [x], value=float(alpha))])
     return _plus(c, c.emit("neg", [x]), number)
@@ -357,13 +364,3 @@ def _reduce(op: str) -> Callable[..., Value]:
 
 handler("aten.mean.dim", "aten.mean.default")(_reduce("mean"))
 handler("aten.sum.dim_IntList", "aten.sum.default")(_reduce("sum"))
-
-
-@handler("aten.where.self")
-def _where(c: Converter, condition: Value, a: Value, b: Value) -> Value:
-    return c.emit("where", [condition, a, b])
-
-
-@handler("aten.masked_fill.Scalar")
-def _masked_fill(c: Converter, x: Value, mask: Value, value: float) -> Value:
-    return c.emit("where", [mask, Const(torch.tensor(float(value))), x])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from intact.errors import CaptureError
-from intact.graph import aten, aten_elementwise  # noqa: F401  (they register the conversions)
+from intact.graph import aten, aten_composed, aten_elementwise  # noqa: F401  (they register the conversions)
 from intact.graph.converter import Const, Converter, Edge
 from intact.graph.float_model import FloatModel
 from intact.graph.hints import hints_of, in_float
@@ -189,13 +191,15 @@ def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedP
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.export logs at length about modules that it refuses, and warns about itself; we report the reason."""
+    """torch.export logs and prints at length about modules that it refuses; we report the reason."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    said = io.StringIO()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(said):
             warnings.filterwarnings("ignore", category=FutureWarning, message=".*isinstance.treespec.*")
             yield
+        sys.stderr.write(said.getvalue())  # nothing was refused: it is the model that speaks
     finally:
         logging.disable(disabled)
 

@@ -19,7 +19,7 @@ __all__ = ["is_plain", "mutates"]
 #: results that share memory with their operand
 _VIEWS = re.compile(
     r"^aten\.(view|reshape|_unsafe_view|flatten|unflatten|squeeze|unsqueeze|permute|transpose|t|numpy_T|expand|slice|"
-    r"select|split|split_with_sizes|chunk|tensor_split|unbind|alias|detach|contiguous|to|narrow|diagonal|dropout|"
+    r"select|split|split_with_sizes|chunk|tensor_split|unbind|unfold|alias|detach|contiguous|to|narrow|diagonal|dropout|"
     r"feature_dropout)\."
 )
 

@@ -49,7 +49,7 @@ class _Quantized(Hinted):
         norm = self._norm()
         y = self._apply_weight(self._rounded_input(x), self._rounded_weight(norm))
         if self.batch_norm is not None:
-            y = normalise(y, norm, self.settings.bn_eps, self._momentum(self.batch_norm), self.training)
+            y, _ = normalise(y, norm, self.settings.bn_eps, self._momentum(self.batch_norm), self.training)
         if self.training:
             self.output_range.update(y, type(self).__name__)
         return y

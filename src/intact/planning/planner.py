@@ -69,7 +69,7 @@ def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe
     )
     weights = _weights(model, decisions, hows, where)
     return Plan(where, graph, decisions, edges, weights, rejections, _coverage(model, decisions),
-                (*model.notes, *_hint_notes(graph, hinted)), wish, hinted)
+                (*model.notes, *_hint_notes(graph, hinted), *_not_exported(graph, decisions, where)), wish, hinted)
 
 
 def _hint_notes(graph: Graph, hinted: Mapping[str, Hint]) -> dict[tuple[str, str], None]:
@@ -79,6 +79,18 @@ def _hint_notes(graph: Graph, hinted: Mapping[str, Hint]) -> dict[tuple[str, str
                            f"{'trained' if hint.input_range is not None else 'not trained yet'}")
         for name, hint in hinted.items()
     )
+
+
+def _not_exported(graph: Graph, decisions: Mapping[str, Decision], target: Target) -> list[tuple[str, str]]:
+    """A note for every node that the exporter will refuse: better now than after the data was read."""
+    notes = []
+    for node in graph:
+        name = str(node.attrs.get("target", node.op))
+        if target.exported is not None and not decisions[node.name].integer and name not in target.exported:
+            what = "a module that was not captured" if node.op == "opaque" else name
+            notes.append((node.path or "the model itself",
+                          f"{what} runs in float in Python; it has no ONNX form yet: export will refuse it"))
+    return list(dict.fromkeys(notes))
 
 
 def _kernel_name(node: Node, target: Target) -> str:

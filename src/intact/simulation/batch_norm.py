@@ -56,8 +56,44 @@ def batch_norm_site(model: FloatModel, node: Node) -> BatchNormSite | None:
     return None
 
 
-def normalise(x: Tensor, p: Mapping[str, Tensor], eps: float, momentum: float, training: bool) -> Tensor:
-    """``gamma * (x - mean) / sqrt(var + eps) + beta`` over axis 1; running statistics updated while training."""
+class Again:
+    """Makes the output of a batch norm once more from its input, which is kept for the backward anyway."""
+
+    def __init__(self, x: Tensor, y: Tensor, factor: Tensor, offset: Tensor) -> None:
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        self.x, self.factor, self.offset = x, factor.reshape(shape), offset.reshape(shape)
+        self.place, self.shape = y.data_ptr(), y.shape
+
+    def pack(self, t: Tensor) -> Tensor | Again:
+        """Keep nothing in place of the output."""
+        return self if t.data_ptr() == self.place and t.shape == self.shape else t
+
+    @staticmethod
+    def unpack(kept: Tensor | Again) -> Tensor:
+        """The tensor that was kept, or the output."""
+        if isinstance(kept, Tensor):
+            return kept
+        return torch.addcmul(kept.offset, kept.x, kept.factor)
+
+
+def normalise(
+    x: Tensor, p: Mapping[str, Tensor], eps: float, momentum: float, training: bool
+) -> tuple[Tensor, Again | None]:
+    """``gamma * (x - mean) / sqrt(var + eps) + beta`` over axis 1; running statistics updated while training.
+
+    Returns:
+        The output, and what makes it once more in the backward.
+    """
+    if dist.world_size() == 1 and training and x.dtype == torch.float32 and not torch.compiler.is_compiling():
+        y, mean, inverse = torch.native_batch_norm(
+            x, p.get("weight"), p.get("bias"), p["mean"], p["var"], training, momentum, eps)
+        factor = inverse * p["weight"].detach() if "weight" in p else inverse
+        offset = p["bias"].detach() - mean * factor if "bias" in p else -mean * factor
+        return y, Again(x.detach(), y, factor.detach(), offset.detach())
+    return _normalise(x, p, eps, momentum, training), None
+
+
+def _normalise(x: Tensor, p: Mapping[str, Tensor], eps: float, momentum: float, training: bool) -> Tensor:
     if not training or dist.world_size() == 1:
         return F.batch_norm(x, p["mean"], p["var"], p.get("weight"), p.get("bias"), training, momentum, eps)
     axes = [a for a in range(x.ndim) if a != 1]

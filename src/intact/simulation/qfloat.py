@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +26,17 @@ from intact.simulation.checkpoint import Checkpointed
 from intact.simulation.program import Program
 from intact.simulation.quantizer import EdgeQuantizer, edge_quantizer
 from intact.simulation.schedule import Schedule
+from intact.simulation.ste import anchor
+from intact.simulation.switches import Switched
 from intact.simulation.training import Layout, TrainingPass, folded_factor
-from intact.simulation.tree import child, graft, tensor_at
+from intact.simulation.tree import child, find_tensor, graft, tensor_at
 from intact.simulation.weight_quantizer import WeightQuantizer, weight_quantizer
 from intact.types import Fixed, Free, Joined, QParams, Shared
 
 __all__ = ["QFloatModel"]
 
 
-class QFloatModel(Checkpointed):
+class QFloatModel(Switched):
     """A prepared model: observes in calibration, simulates the integer model bit for bit, and can be trained.
 
     In evaluation mode ``forward`` gives exactly what the integer model gives (float before calibration), and
@@ -51,9 +53,10 @@ class QFloatModel(Checkpointed):
     def __init__(self, model: FloatModel, plan: Plan, schedule: Schedule | None = None) -> None:
         super().__init__()
         self.plan, self.schedule = plan, schedule or Schedule()
-        for name, value in model.sources.items():
-            graft(self, name, value.clone() if name in model.buffers else nn.Parameter(value.clone()))
         opaque = self._own_opaque(model)
+        for name, value in model.sources.items():
+            if find_tensor(self, name) is None:  # a module that could not be captured may hold it already
+                graft(self, name, value.clone() if name in model.buffers else nn.Parameter(value.clone()))
         nothing = torch.empty(0)
         self._float = replace(model, params=dict.fromkeys(model.params, nothing), sources={}, opaque=opaque)
         self._names = tuple(model.sources)
@@ -66,13 +69,17 @@ class QFloatModel(Checkpointed):
         self.samples: dict[str, Tensor] = {}
         #: sees the value of every edge in training mode
         self.tap: Callable[[str, Tensor], None] | None = None
-        self._starts: dict[str, QParams] = {}
-        self._weight_starts: dict[str, QParams] = {}
         self._bound: Bound | None = None
         self._program: Program | None = None
         self._seen_tensors: tuple[tuple[int, int], ...] = ()
         self.reset_observers()
         self.eval()
+
+    def free_spec(self, name: str) -> Free:
+        """The encoding of an edge that has parameters of its own."""
+        spec = self.plan.edges[name]
+        assert isinstance(spec, (Free, Joined))
+        return _free(spec)
 
     def _own_opaque(self, model: FloatModel) -> dict[str, OpaqueCall]:
         """Copies of what could not be captured, each module once, under the user's paths."""
@@ -159,21 +166,6 @@ class QFloatModel(Checkpointed):
             self._corrections.set("mean", name, total / count)
         self._calibrated, self._trained = True, bool(self._starts)
         self._bind()
-
-    def start(self, edges: Mapping[str, QParams], guesses: Mapping[str, QParams],
-              weights: Mapping[str, QParams]) -> None:
-        """Take parameters that were trained before. Calibration, if there is one, replaces only the guesses."""
-        self._forget()
-        self._starts, self._weight_starts = dict(edges), dict(weights)
-        for name, found in {**guesses, **edges}.items():
-            self.edge_quantizers[name].initialise(found)
-        self._start_weights()
-        self._trained = all(q.known for q in self.edge_quantizers.values())
-
-    def _start_weights(self) -> None:
-        params = self._folded()
-        for name, weights in self.weight_quantizers.items():
-            weights.initialise(params[name], self._gauge(name), self._weight_starts.get(name))
 
     def _decide_joins(self) -> None:
         """Which operands of concatenations take the scale of the result: once, when the ranges are first known."""
@@ -294,6 +286,10 @@ class QFloatModel(Checkpointed):
         """Training mode: differentiable. Evaluation: what the integer model gives; in float before calibration."""
         if self.training:
             return self._train(args, kwargs)
+        return self._evaluate(args, kwargs)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the deployed arithmetic runs as it is
+    def _evaluate(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if any(q.watching for q in self.edge_quantizers.values()):
             self._trained = True
             return self._simulate(args, kwargs, observe=False, quantize=True, statistics=False)
@@ -316,26 +312,8 @@ class QFloatModel(Checkpointed):
         if plan.freezes_ranges(now):
             self.freeze_ranges()
         self.step, self._trained = now + 1, True
+        self._forget()  # batch norms write their statistics without raising the version of the tensors
         return plan.observes(now), plan.quantizes(now), not (plan.freezes_batch_norm(now) or self.batch_norm_frozen)
-
-    def train(self, mode: bool = True) -> Self:
-        """Training mode follows the data, evaluation mode does not."""
-        for quantizer in self.edge_quantizers.values():
-            quantizer.watching = False
-        return super().train(mode)
-
-    def freeze_ranges(self) -> None:
-        """Fix scale and zero point of every edge and the scales of weights, whatever an optimizer does."""
-        for quantizer in self.edge_quantizers.values():
-            if quantizer.known and not quantizer.frozen:
-                quantizer.freeze()
-        for weights in self.weight_quantizers.values():
-            if weights.known and not weights.frozen:
-                weights.freeze()
-
-    def freeze_batch_norm(self, frozen: bool = True) -> None:
-        """Let batch norms use their running statistics while training, and keep them."""
-        self.batch_norm_frozen = frozen
 
     def _train(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         observe, quantize, statistics = self._advance()
@@ -349,6 +327,7 @@ class QFloatModel(Checkpointed):
     def accumulate_statistics(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], weight: float) -> None:
         """Take a batch into the running statistics of batch norms with a given weight; nothing else moves."""
         self._trained = True
+        self._forget()
         with torch.no_grad():
             self._simulate(args, kwargs, observe=False, quantize=True, statistics=True, momentum=weight)
 
@@ -361,13 +340,23 @@ class QFloatModel(Checkpointed):
         run = TrainingPass(self._layout, self._sources(), self.edge_quantizer, self.weight_quantizers,
                            check_inputs(graph, inputs), observe, quantize, statistics,
                            lambda own: self._momentum(own) if momentum is None else momentum, tap)
-        return fill_template(graph.output, run.run(inputs))
+        values = run.run(inputs)
+        if self.training and dist.world_size() > 1:
+            first = next(k for k, v in values.items() if v.requires_grad)
+            values[first] = anchor(values[first], self._idle())
+        return fill_template(graph.output, values)
+
+    def _idle(self) -> list[Tensor]:
+        """Learned parameters that the present step does not use: of frozen quantizers and of joined operands."""
+        joined = [self.edge_quantizers[n] for n, joins in self._joins.items() if joins]
+        frozen = [q for q in (*self.edge_quantizers.values(), *self.weight_quantizers.values()) if q.frozen]
+        return list({id(p): p for q in (*joined, *frozen) for p in q.parameters()}.values())
 
     def _momentum(self, own: float | None) -> float:
         override = self.schedule.batch_norm_momentum
         if override is not None:
             return override
-        return own if own is not None else 1.0 / max(1, self.step)
+        return own or 1.0 / max(1, self.step)  # torch gives 0 for a plain mean
 
     def __repr__(self) -> str:
         state = "calibrated" if self.calibrated else "not calibrated"

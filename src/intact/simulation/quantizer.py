@@ -12,14 +12,14 @@ from intact.arithmetic import Rounding, round_to_int
 from intact.errors import TrainingError
 from intact.observers import affine_parameters, make_observer
 from intact.simulation.guess import first_guess, of_all_processes
-from intact.simulation.ste import fake_quantize, learned_fake_quantize, power_of_two
+from intact.simulation.ste import fake_quantize, learned_fake_quantize, power_of_two, relative
 from intact.types import Free, QParams
 
 __all__ = ["EdgeQuantizer", "edge_quantizer"]
 
 _MOMENTUM = 0.1
-#: a learned scale below this part of where it started has collapsed
-COLLAPSED = 2.0**-10
+#: a learned scale that is e**10 times smaller or larger than at the start has collapsed or exploded
+COLLAPSED = 10.0
 
 
 class EdgeQuantizer(nn.Module):
@@ -246,39 +246,40 @@ class FixedRange(EdgeQuantizer):
 
 
 class Learned(EdgeQuantizer):
-    """LSQ: the scale is a parameter. ``kept`` is what holds once it is frozen."""
+    """LSQ: the scale is a ``unit``, found by calibration, times ``exp(gain)``. ``kept`` is a frozen gain."""
 
+    gain: nn.Parameter
+    unit: Tensor
     kept: Tensor
 
     def __init__(self, spec: Free, where: str) -> None:
         super().__init__(spec, where)
-        self.scale = nn.Parameter(torch.ones(()))
-        self.register_buffer("kept", torch.ones(()))
-        self.register_buffer("floor", torch.zeros(()))
-        self.floor: Tensor
+        self.gain = nn.Parameter(torch.zeros(()))
+        self.register_buffer("unit", torch.ones(()))
+        self.register_buffer("kept", torch.zeros(()))
 
     def _start(self, scale: Tensor) -> None:
         with torch.no_grad():
-            self.scale.copy_(scale)
-            self.kept.copy_(scale)
-            self.floor.copy_(scale * COLLAPSED)
+            self.gain.zero_()
+            self.kept.zero_()
+            self.unit.copy_(scale)
 
     def current_scale(self) -> Tensor:
-        """The scale, 0-d: never below a small part of where it started."""
-        return self.kept if self.frozen else torch.maximum(self.scale, self.floor)
+        """The scale, 0-d."""
+        return relative(self.kept if self.frozen else self.gain.clamp(-COLLAPSED, COLLAPSED), self.unit)
 
     def qparams(self) -> QParams:
         """What the integer model is bound to."""
-        value = float(self.scale.detach())
-        if not self.frozen and not value > float(self.floor):
-            raise TrainingError("a learned scale has collapsed", where=self.where, got=value,
-                                allowed=f"above {float(self.floor):.3g}",
+        gain = float(self.gain.detach())
+        if not self.frozen and not abs(gain) < COLLAPSED:
+            raise TrainingError("a learned scale has collapsed", where=self.where,
+                                got=f"{math.exp(max(-99.0, min(99.0, gain))):.3g} times where it started",
                                 fix="lower the learning rate of the scales")
         return super().qparams()
 
     def freeze(self) -> None:
         """Keep the present scale, whatever an optimizer does to the parameter."""
-        self.kept.copy_(self.current_scale().detach())
+        self.kept.copy_(self.gain.detach().clamp(-COLLAPSED, COLLAPSED))
         super().freeze()
 
     def factor(self, x: Tensor) -> float:
@@ -328,25 +329,11 @@ class LearnedAffine(Learned):
 
 
 class PowerOfTwo(Learned):
-    """TQT: the exponent is a parameter, the scale a power of two."""
-
-    def _start(self, scale: Tensor) -> None:
-        super()._start(torch.log2(scale))
-        with torch.no_grad():
-            self.floor.fill_(-100.0)
+    """TQT: the scale is the next power of two above ``unit * exp(gain)``; what is learned is its exponent."""
 
     def current_scale(self) -> Tensor:
         """The scale, 0-d."""
-        return power_of_two(self.kept if self.frozen else torch.maximum(self.scale, self.floor))
-
-    def freeze(self) -> None:
-        """Keep the present exponent."""
-        self.kept.copy_(self.scale.detach())
-        self.frozen = True
-
-    def factor(self, x: Tensor) -> float:
-        """Gradients of all values, averaged: TQT normalises them, an ordinary optimizer does not."""
-        return 1.0 / math.sqrt(max(1, x.numel()))
+        return power_of_two(torch.log2(super().current_scale()))
 
 
 class Clipped(Learned):
@@ -360,12 +347,7 @@ class Clipped(Learned):
 
     def current_scale(self) -> Tensor:
         """The scale, 0-d: the largest value over the number of steps."""
-        return (self.kept if self.frozen else torch.maximum(self.scale, self.floor)) / self._steps()
-
-    def freeze(self) -> None:
-        """Keep the present clipping value."""
-        self.kept.copy_(self.scale.detach())
-        self.frozen = True
+        return super().current_scale() / self._steps()
 
     def fake(self, x: Tensor) -> Tensor:
         """Fake-quantized ``x``."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from intact.arithmetic import Rounding, round_to_int
 
-__all__ = ["fake_quantize", "learned_fake_quantize", "power_of_two"]
+__all__ = ["anchor", "fake_quantize", "learned_fake_quantize", "power_of_two", "relative"]
 
 
 Bound = Tensor | float
@@ -40,7 +41,7 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, None, None]:
         """The gradient passes where the value is inside the range."""
         (inside,) = ctx.saved_tensors
-        return grads[0] * inside, None, None, None
+        return torch.where(inside, grads[0], 0.0), None, None, None
 
 
 class _LearnedFakeQuantize(torch.autograd.Function):
@@ -55,30 +56,73 @@ class _LearnedFakeQuantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, offset: Tensor | None, low: Bound, high: Bound,
                 factor: float, ends_only: bool) -> Tensor:
         """Values on the grid."""
+        ctx.factor, ctx.ends_only = factor, ends_only
+        if isinstance(low, float) and isinstance(high, float) and scale.numel() == 1:
+            # numbers as bounds: what was clipped is told from x, and nothing but x and y is kept
+            ctx.ends = low * float(scale), high * float(scale)
+            y = round_to_int((x / scale).clamp_(low, high), Rounding.HALF_EVEN, inplace=True).mul_(scale)
+            ctx.save_for_backward(x, scale, y)
+            return y
+        ctx.ends = None
         y, inside = _on_grid(x, scale, low, high)
         ctx.save_for_backward(x, scale, y, inside)
-        ctx.factor, ctx.ends_only = factor, ends_only
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Scale: ``rint(v) - v`` inside and the end code outside; zero point: ``-s`` outside."""
-        x, scale, y, inside = ctx.saved_tensors
+        x, scale, y, *inside = ctx.saved_tensors
         (g,) = grads
-        gx = g * inside
-        outside = g - gx
-        gs = _dot(outside, y, scale)
-        if not ctx.ends_only:
-            gs = gs + _dot(gx, y - x, scale)
-        go = _reduced(outside * -scale, scale) * ctx.factor if ctx.needs_input_grad[2] else None
+        if ctx.ends is not None:
+            gx = torch.ops.aten.hardtanh_backward.default(g, x, *ctx.ends)
+        else:
+            gx = torch.where(inside[0], g, 0.0)
+        # (y - x) inside and y outside, summed as two dot products, which read memory and write none
+        gs = _difference(g, y, gx, y if ctx.ends_only else x, scale)
+        go = _reduced((g - gx) * -scale, scale) * ctx.factor if ctx.needs_input_grad[2] else None
         return gx, gs * (ctx.factor / scale), go, None, None, None, None
 
 
-def _dot(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """Sum of ``a * b`` over the axes that ``like`` was broadcast along."""
-    if like.numel() == 1 and a.is_contiguous() and b.is_contiguous():
-        return torch.dot(a.view(-1), b.view(-1)).reshape(like.shape)
-    return _reduced(a * b, like)
+def _difference(a: Tensor, b: Tensor, c: Tensor, d: Tensor, like: Tensor) -> Tensor:
+    """Sum of ``a * b - c * d`` over the axes that ``like`` was broadcast along."""
+    if like.numel() == 1 and all(t.is_contiguous() for t in (a, b, c, d)):
+        return (torch.dot(a.view(-1), b.view(-1)) - torch.dot(c.view(-1), d.view(-1))).reshape(like.shape)
+    return _reduced((a * b).addcmul_(c, d, value=-1.0), like)
+
+
+class _Relative(torch.autograd.Function):
+    """``unit * exp(gain)``, where a step of the gain is the step that LSQ makes, relative to the scale.
+
+    Such a scale stays positive, and a gain starts at 0 whatever the scale is: one learning rate suits every layer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gain: Tensor, unit: Tensor) -> Tensor:
+        """The scale."""
+        scale = unit * torch.exp(gain)
+        ctx.save_for_backward(scale)
+        return scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        """By the mean scale: a channel of next to no weight takes small steps, not wild ones."""
+        (scale,) = ctx.saved_tensors
+        return grads[0] / scale.mean(), None
+
+
+class _Anchor(torch.autograd.Function):
+    """The first tensor; the others get zero gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *others: Tensor) -> Tensor:
+        """A view of the value."""
+        ctx.save_for_backward(*others)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, ...]:
+        """Zeros for parameters that took no part."""
+        return (grads[0], *[torch.zeros_like(t) for t in ctx.saved_tensors])
 
 
 def _reduced(value: Tensor, like: Tensor) -> Tensor:
@@ -146,6 +190,24 @@ def learned_fake_quantize(
     y: Tensor = _LearnedFakeQuantize.apply(  # type: ignore[no-untyped-call]
         values, scale, offset, low, high, factor, ends_only)
     return y.to(x.dtype)
+
+
+def anchor(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """``value``, through which parameters that took no part get zero gradients (parallel training waits for each)."""
+    if not parameters:
+        return value
+    result: Tensor = _Anchor.apply(value, *parameters)  # type: ignore[no-untyped-call]
+    return result
+
+
+def relative(gain: Tensor, unit: Tensor) -> Tensor:
+    """A learned scale: ``unit * exp(gain)`` with gradients relative to the scale.
+
+    >>> relative(torch.tensor(0.0), torch.tensor(0.25))
+    tensor(0.2500)
+    """
+    value: Tensor = _Relative.apply(gain, unit)  # type: ignore[no-untyped-call]
+    return value
 
 
 def power_of_two(log2: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from intact.graph.float_model import last_uses
 from intact.graph.float_ops import run_float
 from intact.graph.generic import run_aten
 from intact.planning import Plan
-from intact.simulation.batch_norm import BatchNormSite, batch_norm_site, normalise
+from intact.simulation.batch_norm import Again, BatchNormSite, batch_norm_site, normalise
 from intact.simulation.quantizer import EdgeQuantizer
 from intact.simulation.ste import fake_quantize
 from intact.simulation.weight_quantizer import WeightQuantizer
@@ -88,6 +88,8 @@ class TrainingPass:
         self.on_grid: dict[str, Tensor] = {}
         self.rounded_weights: dict[str, Tensor] = {}
         self.params: dict[str, Tensor] = {}
+        #: of the batch norm that has just run
+        self.again: Again | None = None
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Value of every output edge."""
@@ -120,12 +122,20 @@ class TrainingPass:
         return rounded
 
     def _integer(self, node: Node) -> Tensor:
+        self._no_batch_norm()
         value = self._float(node, [self._operand(i) for i in node.inputs], quantize=True)
         if node.name in self.layout.moved:
             return value
         if node.name in self.layout.fixed:
             return _on_fixed_grid(value, self.layout.fixed[node.name]) if self.quantize else value
-        return self._round(node.name, value)
+        again: Again | None = self.again
+        if again is None:
+            return self._round(node.name, value)
+        with torch.autograd.graph.saved_tensors_hooks(again.pack, again.unpack):
+            return self._round(node.name, value)
+
+    def _no_batch_norm(self) -> None:
+        self.again = None
 
     def _float(self, node: Node, xs: list[Tensor], quantize: bool) -> Tensor:
         site = self.layout.sites.get(node.name)
@@ -140,28 +150,26 @@ class TrainingPass:
             return run_aten(xs, params, node.attrs, self.batch)
         return run_float(node.op, xs, params, self.layout.attrs[node.name], self.batch)
 
-    def _rounded_weight(self, name: str, weight: Tensor, gauge: Tensor | None) -> Tensor:
+    def _rounded_weight(self, name: str, weight: Tensor, factor: Tensor | None) -> Tensor:
         if name not in self.rounded_weights:
-            self.rounded_weights[name] = self.weights[name](weight, gauge)
+            self.rounded_weights[name] = self.weights[name](weight, factor)
         return self.rounded_weights[name]
 
     def _batch_norm(self, node: Node, site: BatchNormSite, xs: list[Tensor], quantize: bool) -> Tensor:
-        """The layer with its folded weight on the grid, brought back to the user's scale, then the batch norm."""
+        """The layer with its weight such that the folded one is on its grid, then the batch norm."""
         norm = {role: self._source(expr) for role, expr in site.roles.items()}
         y = xs[0]
         if site.weight is not None:
             weight = self._source(site.weight)
             if quantize and self.quantize and node.name in self.layout.weights:
-                factor = folded_factor(norm, site.eps)
-                shaped = factor.reshape(-1, *[1] * (weight.ndim - 1))
-                folded = self._rounded_weight(self.layout.weights[node.name], weight * shaped, factor.abs())
-                weight = folded / shaped
+                name = self.layout.weights[node.name]
+                weight = self._rounded_weight(name, weight, folded_factor(norm, site.eps))
             params = {"weight": weight}
             if site.bias is not None:
                 params["bias"] = self._source(site.bias)
             plain = {k: v for k, v in node.attrs.items() if k != "activation"}
             y = run_float(node.op, xs, params, plain, self.batch)
-        y = normalise(y, norm, site.eps, self.momentum(site.momentum), self.batch_statistics)
+        y, self.again = normalise(y, norm, site.eps, self.momentum(site.momentum), self.batch_statistics)
         bounds = self.layout.attrs[node.name].get("activation")
         return y if bounds is None else y.clamp(bounds[0], bounds[1])
 

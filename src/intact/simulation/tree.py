@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from intact.errors import CaptureError
 
-__all__ = ["child", "graft", "tensor_at"]
+__all__ = ["child", "find_tensor", "graft", "tensor_at"]
 
 T = TypeVar("T", Tensor, nn.Module)
 
@@ -41,13 +41,19 @@ def tensor_at(root: nn.Module, name: str) -> Tensor:
     Raises:
         CaptureError: if there is none.
     """
+    found = find_tensor(root, name)
+    if found is None:
+        raise CaptureError("no such parameter", where=name)
+    return found
+
+
+def find_tensor(root: nn.Module, name: str) -> Tensor | None:
+    """The parameter or buffer of a dotted name, if there is one."""
     *parents, leaf = name.split(".")
     module: nn.Module | None = root
     for part in parents:
         module = module._modules.get(part) if module is not None else None
-    if module is not None:
-        found: Tensor | None = module._parameters.get(leaf)
-        found = found if found is not None else module._buffers.get(leaf)
-        if found is not None:
-            return found
-    raise CaptureError("no such parameter", where=name)
+    if module is None:
+        return None
+    found: Tensor | None = module._parameters.get(leaf)
+    return found if found is not None else module._buffers.get(leaf)

@@ -11,7 +11,7 @@ from intact.errors import TrainingError
 from intact.observers import affine_parameters, weight_qparams
 from intact.planning import WeightSpec
 from intact.simulation.quantizer import COLLAPSED
-from intact.simulation.ste import fake_quantize, learned_fake_quantize, power_of_two
+from intact.simulation.ste import fake_quantize, learned_fake_quantize, power_of_two, relative
 from intact.types import PerChannel, QParams
 
 __all__ = ["WeightQuantizer", "weight_quantizer"]
@@ -39,6 +39,8 @@ class WeightQuantizer(nn.Module):
         self.enabled = True
         self.frozen = False
 
+    #: whether scaling the weight scales its codes' values alike
+    equivariant = True
     #: whether the integer model must be bound to this quantizer's parameters even before training
     binds = False
 
@@ -65,19 +67,30 @@ class WeightQuantizer(nn.Module):
         """What is quantized, for a weight."""
         return weight
 
-    def parameters_for(self, weight: Tensor, gauge: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scale and zero point, of shape (channels,) or ()."""
-        scale, zero = self._extremes(weight.detach())
+    def parameters_for(self, weight: Tensor, gauge: Tensor | None, raw: bool = False) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of the folded weight, of shape (channels,) or ().
+
+        Args:
+            weight: folded, or (``raw``) still to be multiplied by the gauge.
+            gauge: magnitude of the factor of each channel.
+            raw: whether the weight is the user's.
+        """
+        scale, zero = self._extremes(weight.detach(), gauge=gauge if raw else None)
         if self.spec.observer == "minmax":
             return scale, zero
         if self.spec.symmetric:
             return scale * self.ratio, zero
         return self._extremes(weight.detach(), self.ratio)
 
-    def _extremes(self, weight: Tensor, ratio: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        rows = weight.flatten(1) if self.shape else weight.reshape(1, -1)
+    def _extremes(
+        self, weight: Tensor, ratio: Tensor | None = None, gauge: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        rows = weight.flatten(1) if self.shape or gauge is not None else weight.reshape(1, -1)
         ends = torch.aminmax(rows, dim=1)
         low, high = ends.min.double().clamp(max=0.0), ends.max.double().clamp(min=0.0)
+        if gauge is not None:
+            low, high = low * gauge, high * gauge
+            low, high = (low, high) if self.shape else (low.amin(), high.amax())
         if ratio is not None:
             low, high = low * ratio, high * ratio
         scale, zero = affine_parameters(low, high, self.spec.qtype, self.spec.symmetric)
@@ -98,15 +111,29 @@ class WeightQuantizer(nn.Module):
                                 fix="lower the learning rate of the scales")
         return QParams(scale, zero.cpu(), self.spec.qtype, self.spec.granularity)
 
-    def forward(self, weight: Tensor, gauge: Tensor | None = None) -> Tensor:
-        """The weight on the grid of its codes."""
+    def forward(self, weight: Tensor, factor: Tensor | None = None) -> Tensor:
+        """The weight on the grid of its codes, on the user's scale.
+
+        Args:
+            weight: as the user has it.
+            factor: what folding a batch norm multiplies each channel by (not 0); the grid is that of the product.
+        """
+        along = None if factor is None else factor.reshape(-1, *[1] * (weight.ndim - 1))
+        gauge = None if factor is None else factor.abs()
         if not self.known:
-            self.initialise(weight, gauge)
+            self.initialise(weight if along is None else weight * along, gauge)
         if not self.enabled:
             return weight
-        scale, zero = self.parameters_for(weight, gauge)
-        low, high = self._limits(zero, weight.ndim)
-        return self.fake(self.transform(weight), self._along(scale, weight.ndim), low, high)
+        if along is None or not (self.spec.symmetric and self.equivariant):
+            folded = weight if along is None else weight * along
+            scale, zero = self.parameters_for(folded, gauge)
+            low, high = self._limits(zero, weight.ndim)
+            on_grid = self.fake(self.transform(folded), self._along(scale, weight.ndim), low, high)
+            return on_grid if along is None else on_grid / along
+        # a symmetric grid does not care for signs: divide the scales, not the weights
+        scale, _ = self.parameters_for(weight, gauge, raw=True)
+        q = self.spec.qtype
+        return self.fake(weight, self._along(scale, weight.ndim) / along.abs(), q.qmin, q.qmax)
 
     def fake(self, weight: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
         """Fake-quantized weight."""
@@ -139,6 +166,7 @@ class DoReFa(WeightQuantizer):
     """
 
     binds = True
+    equivariant = False
 
     def _start(self, found: QParams, weight: Tensor, gauge: Tensor | None) -> None:
         self.ratio.fill_(1.0)
@@ -150,7 +178,7 @@ class DoReFa(WeightQuantizer):
         top = squashed.detach().abs().max().clamp(min=torch.finfo(torch.float32).tiny)
         return squashed * (largest / top)
 
-    def parameters_for(self, weight: Tensor, gauge: Tensor | None) -> tuple[Tensor, Tensor]:
+    def parameters_for(self, weight: Tensor, gauge: Tensor | None, raw: bool = False) -> tuple[Tensor, Tensor]:
         """From the extremes of the squashed weight."""
         return self._extremes(self.transform(weight.detach()))
 
@@ -162,12 +190,12 @@ class LearnedWeight(WeightQuantizer):
 
     def __init__(self, spec: WeightSpec, channels: int, where: str) -> None:
         super().__init__(spec, channels, where)
-        self.scale = nn.Parameter(torch.ones(self.shape))
-        for name, value in (("gauge", 1.0), ("floor", 0.0), ("kept", 1.0)):
+        self.gain = nn.Parameter(torch.zeros(self.shape))
+        for name, value in (("gauge", 1.0), ("unit", 1.0), ("kept", 0.0)):
             self.register_buffer(name, torch.full(self.shape, value))
         self.register_buffer("zero_point", torch.zeros(self.shape, dtype=torch.int32))
         self.gauge: Tensor
-        self.floor: Tensor
+        self.unit: Tensor
         self.kept: Tensor
         self.zero_point: Tensor
 
@@ -175,12 +203,9 @@ class LearnedWeight(WeightQuantizer):
         with torch.no_grad():
             self.zero_point.copy_(found.zero_point)
             self.gauge.copy_(self._gauge(gauge))
-            self._store(found.scale.to(self.scale.device))
-
-    def _store(self, scale: Tensor) -> None:
-        self.scale.copy_(scale)
-        self.kept.copy_(scale)
-        self.floor.copy_(scale * COLLAPSED)
+            self.unit.copy_(found.scale)
+            self.gain.zero_()
+            self.kept.zero_()
 
     def _gauge(self, gauge: Tensor | None) -> Tensor:
         if gauge is None:
@@ -191,9 +216,9 @@ class LearnedWeight(WeightQuantizer):
 
     def raw(self) -> Tensor:
         """The scale at the batch norm factors of the start."""
-        return self.kept if self.frozen else torch.maximum(self.scale, self.floor)
+        return relative(self.kept if self.frozen else self.gain.clamp(-COLLAPSED, COLLAPSED), self.unit)
 
-    def parameters_for(self, weight: Tensor, gauge: Tensor | None) -> tuple[Tensor, Tensor]:
+    def parameters_for(self, weight: Tensor, gauge: Tensor | None, raw: bool = False) -> tuple[Tensor, Tensor]:
         """Learned scale, times how much the folded factor has changed since."""
         return self.raw() * (self._gauge(gauge) / self.gauge), self.zero_point
 
@@ -207,31 +232,30 @@ class LearnedWeight(WeightQuantizer):
 
     def collapsed(self) -> int:
         """How many scales have fallen to their floor."""
-        return 0 if self.frozen else int((~(self.scale.detach() > self.floor)).sum())
+        return 0 if self.frozen else int((~(self.gain.detach().abs() < COLLAPSED)).sum())
 
     def fake(self, weight: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
         """Fake-quantized weight, with a gradient for the scale."""
         if self.frozen:
             return fake_quantize(weight, scale, low, high)
-        count = weight[0].numel() if self.shape else weight.numel()
-        return learned_fake_quantize(weight, scale, low, high, 1.0 / math.sqrt(count * self.spec.qtype.qmax))
+        # LSQ's 1 / sqrt(N * Q), made for layers of many weights; in a small one a single weight at the end of the
+        # range would move the scale Q * Q times as much as itself
+        top = self.spec.qtype.qmax
+        return learned_fake_quantize(weight, scale, low, high, min(1.0 / math.sqrt(weight.numel() * top), top**-2.0))
 
     def freeze(self) -> None:
         """Keep the present scale, whatever an optimizer does to the parameter."""
-        self.kept.copy_(self.raw().detach())
+        self.kept.copy_(self.gain.detach().clamp(-COLLAPSED, COLLAPSED))
         self.frozen = True
 
 
 class PowerOfTwoWeight(LearnedWeight):
-    """TQT: the exponents are parameters, the scales powers of two."""
+    """TQT: the scales are the next powers of two; what is learned are their exponents."""
 
-    def _store(self, scale: Tensor) -> None:
-        super()._store(torch.log2(scale))
-        self.floor.fill_(-100.0)
-
-    def parameters_for(self, weight: Tensor, gauge: Tensor | None) -> tuple[Tensor, Tensor]:
+    def parameters_for(self, weight: Tensor, gauge: Tensor | None, raw: bool = False) -> tuple[Tensor, Tensor]:
         """Powers of two."""
-        return power_of_two(self.raw() + torch.log2(self._gauge(gauge) / self.gauge)), self.zero_point
+        scale, zero = super().parameters_for(weight, gauge)
+        return power_of_two(torch.log2(scale)), zero
 
 
 class Passive(LearnedWeight):
@@ -239,7 +263,7 @@ class Passive(LearnedWeight):
 
     def __init__(self, spec: WeightSpec, channels: int, where: str) -> None:
         super().__init__(spec, channels, where)
-        self.scale.requires_grad_(False)
+        self.gain.requires_grad_(False)
         self.frozen = True
 
 

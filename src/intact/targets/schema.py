@@ -61,7 +61,7 @@ class Target:
         signed_activations: whether int8 activations run in integers everywhere.
         per_channel: whether weights may have a scale per output channel.
         asymmetric_weights: whether weights may have a zero point.
-        weight_qmin: the lowest weight code that is safe on every machine that the target covers.
+        exported: float operations (canonical, or torch's names) that its exporter can write; None without exporter.
     """
 
     name: str
@@ -73,3 +73,4 @@ class Target:
     signed_activations: bool = False
     per_channel: bool = True
     asymmetric_weights: bool = False
+    exported: frozenset[str] | None = None

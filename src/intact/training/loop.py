@@ -26,7 +26,7 @@ Loss = Callable[[Any, Any], Tensor]
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the data gave: mean loss, learning rate at its end, and the validation figure."""
+    """What one pass over the data gave: mean loss, learning rate at its start, and the validation figure."""
 
     number: int
     loss: float
@@ -49,13 +49,11 @@ class History:
 
 
 def parameter_groups(qfloat: QFloatModel, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-    """Groups for an optimizer: learned scales take steps relative to their size, and no decay.
-
-    An adaptive optimizer moves every parameter by about the learning rate; for a scale of 0.01 that is a leap.
+    """Groups for an optimizer: weights decay; biases, batch norms and the gains of learned scales do not.
 
     Args:
         qfloat: a calibrated model.
-        lr: learning rate of weights.
+        lr: learning rate.
         weight_decay: of parameters with more than one axis.
 
     >>> import torch, intact
@@ -64,15 +62,13 @@ def parameter_groups(qfloat: QFloatModel, lr: float, weight_decay: float = 0.0) 
     2
     """
     quantizers = [*qfloat.edge_quantizers.values(), *qfloat.weight_quantizers.values()]
-    learned = {id(p): p for q in quantizers for p in q.parameters()}
-    own = [p for p in qfloat.parameters() if id(p) not in learned]
+    learned = {id(p) for q in quantizers for p in q.parameters()}
+    decays = [p.ndim > 1 and id(p) not in learned for p in qfloat.parameters()]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in own if p.ndim > 1], "lr": lr, "weight_decay": weight_decay},
-        {"params": [p for p in own if p.ndim <= 1], "lr": lr, "weight_decay": 0.0},
+        {"params": [p for p, d in zip(qfloat.parameters(), decays, strict=True) if d == wanted], "lr": lr,
+         "weight_decay": weight_decay if wanted else 0.0}
+        for wanted in (True, False)
     ]
-    for p in learned.values():
-        size = float(p.detach().abs().mean())
-        groups.append({"params": [p], "lr": lr * min(1.0, size), "weight_decay": 0.0})
     return [g for g in groups if g["params"]]
 
 
@@ -89,6 +85,7 @@ def train(
     teacher: FloatModel | nn.Module | None = None,
     schedule: Schedule | None = None,
     validate: Callable[[QFloatModel], float] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
     progress: bool | None = None,
 ) -> History:
     """Train a calibrated QFloat model, in place; it is left in evaluation mode, ready to convert.
@@ -105,6 +102,8 @@ def train(
         teacher: whom to learn from; by default the float model as it is when training starts.
         schedule: when to observe, quantize and freeze; by default the model's own.
         validate: figure of merit of the model in evaluation mode, after every epoch.
+        on_epoch: sees every epoch's figures as it ends, with the model in evaluation mode: ``on_epoch=print``, or
+            what saves a checkpoint.
         progress: show a progress bar; by default only on a terminal.
 
     Returns:
@@ -123,6 +122,7 @@ def train(
     2
     """
     _check(qfloat, data, epochs, lr)
+    _check_optimizer(qfloat, optimizer)
     how = Distill() if distill is True or (distill is None and teacher is not None) else distill or None
     runner = _Runner(qfloat, loss, how, teacher)
     if schedule is not None:
@@ -133,7 +133,7 @@ def train(
     history, watch, numbers = History(), Watch(qfloat), count(1)
     for number in range(1, epochs + 1):
         qfloat.train()
-        total, seen = 0.0, 0
+        total, seen, began = 0.0, 0, float(opt.param_groups[0]["lr"])
         title = f"epoch {number}/{epochs}"
         for item in items(data, title, progress):
             args, kwargs = split_batch(item, qfloat.input_names)
@@ -150,7 +150,9 @@ def train(
             raise TrainingError("there is no training data", got=f"0 batches in epoch {number}",
                                 fix="pass a list or a DataLoader; a generator can be consumed only once")
         figure = validate(qfloat) if validate is not None else None
-        history.epochs.append(Epoch(number, total / seen, float(opt.param_groups[0]["lr"]), figure))
+        history.epochs.append(Epoch(number, total / seen, began, figure))
+        if on_epoch is not None:
+            on_epoch(history.epochs[-1])
     return history
 
 
@@ -175,6 +177,16 @@ def _check(qfloat: Any, data: Any, epochs: int, lr: float) -> None:
                             fix="pass a list or a DataLoader")
     if epochs < 1 or not lr > 0:
         raise TrainingError("nothing would be trained", got=f"epochs={epochs}, lr={lr}", allowed="epochs >= 1, lr > 0")
+
+
+def _check_optimizer(qfloat: QFloatModel, optimizer: torch.optim.Optimizer | None) -> None:
+    if optimizer is None:
+        return
+    own = {id(p) for p in qfloat.parameters()}
+    given = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    if own.isdisjoint(given):
+        raise TrainingError("the optimizer moves no parameter of this model", got=f"{len(given)} parameters of another",
+                            fix="make it with qfloat.parameters(), or with intact.parameter_groups(qfloat, lr)")
 
 
 class _Runner:

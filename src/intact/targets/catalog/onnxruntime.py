@@ -7,6 +7,7 @@ Measured with onnxruntime 1.31: which QDQ groups the session fuses into integer 
 from __future__ import annotations
 
 import math
+from importlib import resources
 
 import numpy as np
 
@@ -86,4 +87,7 @@ RULES: dict[str, OpRule] = {
     **{op: OpRule("") for op in UNARY_OPS},
 }
 
-ONNXRUNTIME = Target(name="onnxruntime", version=1, arithmetic=ARITHMETIC, rules=RULES)
+#: float operations with an ONNX form, one name a line; tests hold the list against the exporter
+EXPORTED = frozenset(resources.files(__package__).joinpath("onnx_operations.txt").read_text("utf-8").split())
+
+ONNXRUNTIME = Target(name="onnxruntime", version=1, arithmetic=ARITHMETIC, rules=RULES, exported=EXPORTED)

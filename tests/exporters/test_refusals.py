@@ -1,0 +1,81 @@
+"""What cannot be exported is named early, and where it stands in the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import intact
+from intact.errors import ExportError
+from intact.exporters import float_onnx, onnx_qdq
+from intact.exporters.onnx_float import EXPORTABLE
+from intact.graph.generic import declared
+from intact.targets.catalog.onnxruntime import ONNXRUNTIME
+
+
+class Median(nn.Module):
+    """An operation without ONNX form, between layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(36, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.conv(x).kthvalue(2, 1).values.flatten(1))
+        return y
+
+
+class Wrapped(nn.Module):
+    """The same in a submodule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Median()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.part(x)
+        return y
+
+
+X = torch.randn(4, 3, 8, 8)
+
+
+def test_the_target_knows_what_the_exporter_has() -> None:
+    # if not: write sorted(EXPORTABLE), one a line, to targets/catalog/onnx_operations.txt
+    assert ONNXRUNTIME.exported == EXPORTABLE
+
+
+def test_what_is_exported_may_be_run() -> None:
+    assert [t for t in EXPORTABLE if t.startswith("aten.") and declared(t) is None] == []
+
+
+@pytest.mark.parametrize(("net", "place"), [(Median(), "the model itself"), (Wrapped(), "part")])
+def test_the_plan_and_the_error_name_the_operation(net: nn.Module, place: str, tmp_path: Path) -> None:
+    fm = intact.capture(net, X)
+    text = str(intact.plan(fm))
+    assert f"{place}: aten.kthvalue.default runs in float in Python; it has no ONNX form yet: export will refuse it" \
+        in text
+    assert "export will refuse" not in str(intact.plan(fm, target="reference"))
+    q = intact.quantize(net, [X], progress=False)
+    assert q(X).shape == (4, 2)
+    for export, model in ((intact.export, q), (float_onnx, fm)):
+        with pytest.raises(ExportError) as caught:
+            export(model, tmp_path / "net.onnx")  # type: ignore[operator]
+        assert caught.value.where == f"{place} (aten.kthvalue.default)"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_can_be_exported_has_no_such_note() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
+    assert "export will refuse" not in str(intact.plan(intact.capture(net, X)))
+
+
+def test_a_missing_folder_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    q = intact.quantize(nn.Linear(8, 4), [torch.randn(8, 8)], progress=False)
+    monkeypatch.setattr(onnx_qdq, "build", None)
+    with pytest.raises(ExportError, match="the output folder does not exist") as caught:
+        intact.export(q, tmp_path / "none" / "net.onnx")
+    assert caught.value.where == str(tmp_path / "none" / "net.onnx")
