@@ -7,6 +7,7 @@
 torch.Size([5, 4])
 """
 
+from intact import nn
 from intact.analysis import Report, Statistics
 from intact.api import (
     calibrate,
@@ -37,10 +38,40 @@ from intact.exporters import Certificate
 from intact.graph import FloatModel
 from intact.observers import Observer, register_observer
 from intact.planning import FLOAT, Plan, Quant, Recipe, Rule, first, last, op, path
+from intact.qat import (
+    QConfig,
+    calibration_qconfig,
+    disable_fake_quant,
+    disable_observer,
+    disable_quantize,
+    easyquant_qconfig,
+    ema_fakequant_qconfig,
+    ema_lowbit_fakequant_qconfig,
+    enable_fake_quant,
+    enable_observer,
+    lsq_qconfig,
+    min_max_fakequant_qconfig,
+    passive_qconfig,
+    quantize_qat,
+    reset_qconfig,
+    sync_ema_fakequant_qconfig,
+    tqt_qconfig,
+)
 from intact.simulation import QFloatModel, Schedule
 from intact.targets import Target, register_target
 from intact.training import Distill, parameter_groups, reestimate_batch_norm, train
-from intact.types import PerChannel, PerTensor
+from intact.types import (
+    PerChannel,
+    PerTensor,
+    QType,
+    qint4,
+    qint8,
+    qint8_narrow,
+    qint32,
+    qtype,
+    quint4,
+    quint8,
+)
 
 __version__ = "0.1.0"
 
@@ -60,8 +91,10 @@ __all__ = [
     "PerTensor",
     "Plan",
     "PlanError",
+    "QConfig",
     "QFloatModel",
     "QModel",
+    "QType",
     "Quant",
     "Recipe",
     "Report",
@@ -71,24 +104,48 @@ __all__ = [
     "Target",
     "TrainingError",
     "calibrate",
+    "calibration_qconfig",
     "capture",
     "compare",
     "convert",
     "correct_bias",
+    "disable_fake_quant",
+    "disable_observer",
+    "disable_quantize",
+    "easyquant_qconfig",
+    "ema_fakequant_qconfig",
+    "ema_lowbit_fakequant_qconfig",
+    "enable_fake_quant",
+    "enable_observer",
     "export",
     "first",
     "last",
     "load",
+    "lsq_qconfig",
+    "min_max_fakequant_qconfig",
+    "nn",
     "op",
     "parameter_groups",
+    "passive_qconfig",
     "path",
     "plan",
     "prepare",
+    "qint4",
+    "qint8",
+    "qint8_narrow",
+    "qint32",
+    "qtype",
     "quantize",
+    "quantize_qat",
+    "quint4",
+    "quint8",
     "reestimate_batch_norm",
     "register_observer",
     "register_target",
+    "reset_qconfig",
     "save",
     "statistics",
+    "sync_ema_fakequant_qconfig",
+    "tqt_qconfig",
     "train",
 ]

@@ -15,7 +15,7 @@ from intact.algorithms import correct_bias
 from intact.analysis import Latency, Report, Sizes, Statistics, compare_models, tensor_statistics
 from intact.calibration import calibrate
 from intact.engine import QModel, convert, load, save
-from intact.errors import CalibrationError, CaptureError, ExportError, IntactError
+from intact.errors import CalibrationError, CaptureError, ExportError, IntactError, PlanError
 from intact.exporters import Certificate, export_onnx, float_onnx, latencies
 from intact.graph import FloatModel
 from intact.graph.capture import capture as _capture_module
@@ -132,9 +132,9 @@ def statistics(model: Model | QFloatModel, data: Iterable[Any], *, progress: boo
 
 def quantize(
     model: Model,
-    data: Iterable[Any],
+    data: Iterable[Any] | None = None,
     *,
-    target: str | Target = "onnxruntime",
+    target: str | Target | None = None,
     recipe: Recipe | None = None,
     example_inputs: Any = None,
     progress: bool | None = None,
@@ -143,10 +143,12 @@ def quantize(
 
     Args:
         model: an unmodified float module, which is not changed; or what :func:`capture` gave; or a program of
-            ``torch.export``.
+            ``torch.export``; or a QFloat model, which is put in evaluation mode and converted as it is.
         data: calibration batches: tensors, tuples (inputs first), or dicts by input name. A DataLoader that
-            yields (inputs, labels) works as it is.
-        target: the runtime whose codes the integer model gives.
+            yields (inputs, labels) works as it is. Not needed where every range is known already: in a QFloat model
+            that was calibrated or trained (data is not read then), and in a network of trained ``intact.nn`` layers
+            (data finds the ranges of what they do not read).
+        target: the runtime whose codes the integer model gives; by default ONNX Runtime.
         recipe: rules for parts of the model; by default everything that the target can run is quantized.
         example_inputs: inputs to capture with; by default the first batch of ``data``.
         progress: show a progress bar; by default only on a terminal.
@@ -161,9 +163,28 @@ def quantize(
     >>> q(torch.randn(5, 8)).shape
     torch.Size([5, 4])
     """
-    get_target(target)
-    fm, data = captured(model, data, example_inputs=example_inputs)
-    qfloat = prepare(fm, plan(fm, target=target, recipe=recipe))
+    if isinstance(model, QFloatModel):
+        if target is not None or recipe is not None or example_inputs is not None:
+            raise PlanError("a QFloat model is planned already", got="target, recipe or example_inputs",
+                            fix="give them to intact.plan or intact.quantize_qat")
+        qfloat = model.eval()
+    else:
+        target = "onnxruntime" if target is None else target
+        get_target(target)
+        if data is not None:
+            fm, data = captured(model, data, example_inputs=example_inputs)
+        elif isinstance(model, nn.Module) and example_inputs is None:
+            raise CalibrationError("there is no data", got="NoneType",
+                                   fix="pass a list of batches, such as [x], or a DataLoader")
+        else:
+            fm = model if isinstance(model, FloatModel) else capture(model, example_inputs)
+        qfloat = prepare(fm, plan(fm, target=target, recipe=recipe))
+    if qfloat.calibrated and (data is None or qfloat is model):
+        return convert(qfloat)
+    if data is None:
+        missing = [name for name, quantizer in qfloat.edge_quantizers.items() if not quantizer.known]
+        raise CalibrationError("there is no data", got=f"{len(missing)} ranges that nothing has trained: "
+                               f"{', '.join(missing[:5])}", fix="pass calibration batches")
     return convert(calibrate(qfloat, data, progress=progress))
 
 

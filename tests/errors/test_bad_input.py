@@ -129,9 +129,9 @@ def test_not_a_module(model: Any) -> None:
 
 def test_already_quantized() -> None:
     qfloat = intact.prepare(*(lambda fm: (fm, intact.plan(fm)))(intact.capture(net(), X)))
-    for model in (qfloat, nn.Sequential(nn.Identity(), qfloat)):
+    for capture in (lambda: intact.capture(qfloat, X), lambda: intact.quantize(nn.Sequential(qfloat), [X])):
         with pytest.raises(CaptureError, match="already quantized") as caught:
-            intact.quantize(model, [X])
+            capture()
         says(caught.value)
     q = intact.quantize(net(), [X])
     with pytest.raises(IntactError):

@@ -19,6 +19,7 @@ from intact.errors import CaptureError
 from intact.graph import aten, aten_composed, aten_elementwise  # noqa: F401  (they register the conversions)
 from intact.graph.converter import Const, Converter, Edge
 from intact.graph.float_model import FloatModel
+from intact.graph.hints import hints_of, in_float
 from intact.graph.inplace import is_plain, mutates
 from intact.graph.ir import Graph, Node
 from intact.graph.isolate import CAPTURE_FAILURES, capture_around
@@ -59,7 +60,7 @@ def capture(model: nn.Module, example_inputs: Any) -> FloatModel:
     _refuse_quantized(model)
     args, kwargs = normalise_example(example_inputs)
     args, kwargs = _at_least_two(args), _at_least_two(kwargs)
-    with evaluation_mode(model), torch.no_grad():
+    with evaluation_mode(model), in_float(model), torch.no_grad():
         _try_out(model, args, kwargs)
         try:
             fm = _attempt(model, args, kwargs, {})
@@ -69,7 +70,7 @@ def capture(model: nn.Module, example_inputs: Any) -> FloatModel:
     opaque = {key: call for key, call in fm.opaque.items() if key in used}
     notes = dict.fromkeys((call.path, f"could not be captured, one float call: {call.reason}")
                           for call in opaque.values())
-    return replace(fm, opaque=opaque, notes=(*fm.notes, *notes))
+    return replace(fm, opaque=opaque, notes=(*fm.notes, *notes), hints=hints_of(model))
 
 
 def _attempt(

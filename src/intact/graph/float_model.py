@@ -12,6 +12,7 @@ from torch import Tensor
 from intact.graph.derive import Derived, Expr, evaluate, leaves
 from intact.graph.float_ops import run_float
 from intact.graph.generic import run_aten
+from intact.graph.hints import Hint
 from intact.graph.ir import Graph, Node, fill_template
 from intact.graph.opaque import OpaqueCall
 from intact.graph.signature import Signature, check_inputs
@@ -38,6 +39,7 @@ class FloatModel:
         buffers: names among the sources that no optimizer may touch.
         dropouts: edges that a dropout follows in training: probability, and whether it drops whole channels.
         folded: module path of what became part of another layer (batch norm, activation), and that layer's path.
+        hints: module path of a layer that says itself how it is to be quantized.
     """
 
     graph: Graph
@@ -52,6 +54,7 @@ class FloatModel:
     buffers: frozenset[str] = frozenset()
     dropouts: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
     folded: Mapping[str, str] = field(default_factory=dict)
+    hints: Mapping[str, Hint] = field(default_factory=dict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the captured model gives, in float."""

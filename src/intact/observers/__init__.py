@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from intact.observers.base import Observer
 from intact.observers.density import Density
+from intact.observers.easyquant import EasyQuant
 from intact.observers.entropy import Entropy
 from intact.observers.histogram import Histogram
 from intact.observers.histogram_observer import HistogramObserver
@@ -18,6 +19,7 @@ from intact.observers.weights import weight_qparams
 __all__ = [
     "OBSERVERS",
     "Density",
+    "EasyQuant",
     "Entropy",
     "Histogram",
     "HistogramObserver",

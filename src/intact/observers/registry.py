@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from intact.errors import PlanError
 from intact.observers.base import Observer
+from intact.observers.easyquant import EasyQuant
 from intact.observers.entropy import Entropy
 from intact.observers.minmax import MinMax
 from intact.observers.moving_average import MovingAverage
@@ -21,6 +22,7 @@ OBSERVERS: dict[str, Callable[[], Observer]] = {
     "mse": Mse,
     "percentile": Percentile,
     "entropy": Entropy,
+    "easyquant": EasyQuant,
 }
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from intact.graph import Graph
+from intact.graph import Graph, Hint
+from intact.planning.recipe import Recipe
 from intact.targets import Target
 from intact.types import Granularity, QSpec, QType
 
@@ -28,7 +29,7 @@ class WeightSpec:
     def __str__(self) -> str:
         corrected = ", mean rounding error taken off the bias" if self.bias_correction else ""
         affine = "" if self.symmetric else " affine"
-        learned = "" if self.quantizer == "observed" else f", trained by {self.quantizer}"
+        learned = {"observed": "", "passive": ", kept"}.get(self.quantizer, f", trained by {self.quantizer}")
         return f"{self.qtype} {self.granularity}{affine}, {self.observer}{corrected}{learned}"
 
 
@@ -87,6 +88,8 @@ class Plan:
         rejections: every node that stays in float.
         coverage: how much runs in integers.
         notes: what capture, passes and planner have to tell.
+        recipe: the wish that it answers.
+        hinted: nodes that are treated as their layers say themselves.
     """
 
     target: Target
@@ -97,6 +100,8 @@ class Plan:
     rejections: tuple[Rejection, ...]
     coverage: Coverage
     notes: tuple[tuple[str, str], ...] = ()
+    recipe: Recipe = field(default_factory=Recipe)
+    hinted: Mapping[str, Hint] = field(default_factory=dict)
 
     @property
     def regions(self) -> tuple[tuple[str, ...], ...]:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 from intact.errors import PlanError
-from intact.graph import FloatModel, Graph, Node
+from intact.graph import FloatModel, Graph, Hint, Node
 from intact.graph.ir import resolve_shape
+from intact.planning.hints import hints_by_node, how_of
 from intact.planning.plan import Coverage, Decision, Plan, Rejection, WeightSpec
 from intact.planning.recipe import Float, How, Recipe, match_rules
 from intact.planning.specs import edge_specs
@@ -51,8 +52,11 @@ def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe
     where = get_target(target)
     wish = recipe or Recipe()
     graph = model.graph
-    hows = match_rules(wish, graph, model.folded)
+    hints = hints_by_node(model)
+    wishes = {name: how_of(hint) for name, hint in hints.items()}
+    hows = match_rules(wish, graph, model.folded, wishes)
     _check_hows(graph, hows, where)
+    hinted = {name: hint for name, hint in hints.items() if hows[name] is wishes[name]}
     reasons = _rejected(model, where, hows, wish)
     decisions = {
         n.name: Decision(False, reason=reasons[n.name]) if n.name in reasons
@@ -65,7 +69,16 @@ def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe
     )
     weights = _weights(model, decisions, hows, where)
     return Plan(where, graph, decisions, edges, weights, rejections, _coverage(model, decisions),
-                (*model.notes, *_not_exported(graph, decisions, where)))
+                (*model.notes, *_hint_notes(graph, hinted), *_not_exported(graph, decisions, where)), wish, hinted)
+
+
+def _hint_notes(graph: Graph, hinted: Mapping[str, Hint]) -> dict[tuple[str, str], None]:
+    """Which layers are treated as they say themselves."""
+    return dict.fromkeys(
+        (graph[name].path, f"as the layer says: W{hint.weight_bits}A{hint.activation_bits}, "
+                           f"{'trained' if hint.input_range is not None else 'not trained yet'}")
+        for name, hint in hinted.items()
+    )
 
 
 def _not_exported(graph: Graph, decisions: Mapping[str, Decision], target: Target) -> list[tuple[str, str]]:
@@ -111,7 +124,8 @@ def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How], wish: 
     graph = model.graph
     reasons: dict[str, str] = {}
     for node in graph:
-        reason = _said(node, graph, wish) if isinstance(hows[node.name], Float) and node.op not in _STRUCTURE else \
+        how = hows[node.name]
+        reason = how.reason or _said(node, graph, wish) if isinstance(how, Float) and node.op not in _STRUCTURE else \
             _own_reason(node, model, target)
         if reason is not None:
             reasons[node.name] = reason

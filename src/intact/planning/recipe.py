@@ -90,7 +90,9 @@ def _layers(graph: Graph) -> list[str]:
 
 @dataclass(frozen=True)
 class Float:
-    """Leave the nodes in float."""
+    """Leave the nodes in float; the plan says why if a reason is given."""
+
+    reason: str = ""
 
     def __str__(self) -> str:
         return "float"
@@ -99,8 +101,8 @@ class Float:
 FLOAT = Float()
 
 #: what moves the parameters of codes while a QFloat model is trained
-EDGE_QUANTIZERS = ("observed", "lsq", "lsq+", "tqt", "pact", "dorefa")
-WEIGHT_QUANTIZERS = ("observed", "lsq", "lsq+", "tqt", "dorefa")
+EDGE_QUANTIZERS = ("observed", "lsq", "lsq+", "tqt", "pact", "dorefa", "gathered")
+WEIGHT_QUANTIZERS = ("observed", "lsq", "lsq+", "tqt", "dorefa", "passive")
 
 _PER_CHANNEL = PerChannel(0)
 
@@ -123,7 +125,8 @@ class Quant:
             calibration; :func:`intact.correct_bias` is a step of its own, for what all else does to the means.
         weight_quantizer, activation_quantizer: what moves the parameters in training: ``"observed"`` (ranges follow
             the data), ``"lsq"``, ``"lsq+"`` (zero point as well), ``"tqt"`` (powers of two), ``"pact"``
-            (activations only), ``"dorefa"``.
+            (activations only), ``"dorefa"``; ``"gathered"`` (activations only: one search over all that was seen) and
+            ``"passive"`` (weights only: the scale of the start) do not move with each batch.
 
         output_bits: of what the nodes give, instead of what their readers want: ``Rule(op("add"), Quant(8, 8,
             output_bits=2))`` adds at 8 bits in a network whose layers read 2.
@@ -214,13 +217,17 @@ def _float_at_32(how: How) -> How:
     return FLOAT if isinstance(how, Quant) and how.weight_bits == 32 else how
 
 
-def match_rules(recipe: Recipe, graph: Graph, folded: Mapping[str, str] = MappingProxyType({})) -> dict[str, How]:
+def match_rules(
+    recipe: Recipe, graph: Graph, folded: Mapping[str, str] = MappingProxyType({}),
+    hints: Mapping[str, How] = MappingProxyType({}),
+) -> dict[str, How]:
     """How each node is to be treated.
 
     Args:
         recipe: the rules.
         graph: whose nodes they are for.
         folded: module paths of which nothing is left, and where they went, for messages.
+        hints: by node, what its layer says itself; a rule comes before it, the default after it.
 
     Raises:
         PlanError: for a rule that matches nothing; names the nearest module paths or operations.
@@ -233,7 +240,7 @@ def match_rules(recipe: Recipe, graph: Graph, folded: Mapping[str, str] = Mappin
                 hits[i] += 1
                 wins[i] += node.name not in chosen
                 chosen.setdefault(node.name, _float_at_32(rule.how))
-        chosen.setdefault(node.name, _float_at_32(recipe.default))
+        chosen.setdefault(node.name, hints.get(node.name, _float_at_32(recipe.default)))
     for rule, count, won in zip(recipe.rules, hits, wins, strict=True):
         if count and not won:
             raise PlanError("a rule never applies", where=str(rule),

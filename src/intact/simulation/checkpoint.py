@@ -154,6 +154,23 @@ class Checkpointed(nn.Module):
                     setattr(quantizer, flag, flag in flags[name])
         self._forget()
 
+    def adopt(self, other: Checkpointed) -> None:
+        """Take over counters and corrections, and what is known of edges and weights that are encoded alike."""
+        mine, theirs = self.plan_specs(), other.plan_specs()
+        for kind, new, old in (("edge", self.edge_quantizers, other.edge_quantizers),
+                               ("weight", self.weight_quantizers, other.weight_quantizers)):
+            for name in new.keys() & old.keys():
+                if mine[f"{kind} {name}"] == theirs[f"{kind} {name}"]:
+                    new[name].load_state_dict(old[name].state_dict())
+                    for flag in ("known", "seen", "observing", "enabled", "frozen"):
+                        setattr(new[name], flag, getattr(old[name], flag, False))
+        for key in sorted(other._corrections.known):
+            kind, _, name = key.partition(":")
+            self._corrections.set(kind, name, other._corrections.get(kind, name))
+        self.step, self.batch_norm_frozen = other.step, other.batch_norm_frozen
+        self._calibrated, self._trained = other._calibrated, other._trained
+        self._forget()
+
     def _compare(self, data: Mapping[str, Any]) -> None:
         mine, theirs = self.plan_specs(), data["specs"]
         target = [self.plan.target.name, self.plan.target.version]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from intact.errors import PlanError
 from intact.graph import FloatModel
 from intact.planning import Plan
+from intact.simulation.hints import trained_edges, trained_weights
 from intact.simulation.qfloat import QFloatModel
 from intact.simulation.schedule import Schedule
 
@@ -13,6 +14,9 @@ __all__ = ["prepare"]
 
 def prepare(model: FloatModel, plan: Plan, *, schedule: Schedule | None = None) -> QFloatModel:
     """The model with an observer on every edge that needs its own parameters.
+
+    Ranges that layers of :mod:`intact.nn` have trained are where it starts: calibration keeps those of what they read,
+    and finds the others. If they are all there are, the model can be converted as it is.
 
     Args:
         model: a captured model; not changed, its parameters are copied.
@@ -38,4 +42,8 @@ def prepare(model: FloatModel, plan: Plan, *, schedule: Schedule | None = None) 
     if plan.graph != model.graph:
         raise PlanError("the plan was made for another model", got=f"a plan of {len(plan.graph.nodes)} nodes",
                         allowed=f"a plan of these {len(model.graph.nodes)} nodes", fix="plan this model")
-    return QFloatModel(model, plan, schedule)
+    qfloat = QFloatModel(model, plan, schedule)
+    read, made = trained_edges(model, plan)
+    if read or made:
+        qfloat.start(read, made, trained_weights(model, plan))
+    return qfloat

@@ -27,6 +27,7 @@ from intact.simulation.program import Program
 from intact.simulation.quantizer import EdgeQuantizer, edge_quantizer
 from intact.simulation.schedule import Schedule
 from intact.simulation.ste import anchor
+from intact.simulation.switches import Switched
 from intact.simulation.training import Layout, TrainingPass, folded_factor
 from intact.simulation.tree import child, find_tensor, graft, tensor_at
 from intact.simulation.weight_quantizer import WeightQuantizer, weight_quantizer
@@ -35,7 +36,7 @@ from intact.types import Fixed, Free, Joined, QParams, Shared
 __all__ = ["QFloatModel"]
 
 
-class QFloatModel(Checkpointed):
+class QFloatModel(Switched):
     """A prepared model: observes in calibration, simulates the integer model bit for bit, and can be trained.
 
     In evaluation mode ``forward`` gives exactly what the integer model gives (float before calibration), and
@@ -158,14 +159,12 @@ class QFloatModel(Checkpointed):
                 observer = self._observers[name]
                 if not observer.count:
                     raise CalibrationError("an edge saw no data", where=name, fix="calibrate with data that reaches it")
-                self.edge_quantizers[name].initialise(observer.qparams(_free(spec)))
+                self.edge_quantizers[name].initialise(self._starts.get(name) or observer.qparams(_free(spec)))
         self._decide_joins()
-        params = self._folded()
-        for name, weights in self.weight_quantizers.items():
-            weights.initialise(params[name], self._gauge(name))
+        self._start_weights()
         for name, (total, count) in self.channel_sums.items():
             self._corrections.set("mean", name, total / count)
-        self._calibrated, self._trained = True, False
+        self._calibrated, self._trained = True, bool(self._starts)
         self._bind()
 
     def _decide_joins(self) -> None:
@@ -291,6 +290,9 @@ class QFloatModel(Checkpointed):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # the deployed arithmetic runs as it is
     def _evaluate(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if any(q.watching for q in self.edge_quantizers.values()):
+            self._trained = True
+            return self._simulate(args, kwargs, observe=False, quantize=True, statistics=False)
         if self.exact:
             return self.program.run(args, kwargs, integer=False)
         if not self.calibrated:
@@ -312,19 +314,6 @@ class QFloatModel(Checkpointed):
         self.step, self._trained = now + 1, True
         self._forget()  # batch norms write their statistics without raising the version of the tensors
         return plan.observes(now), plan.quantizes(now), not (plan.freezes_batch_norm(now) or self.batch_norm_frozen)
-
-    def freeze_ranges(self) -> None:
-        """Fix scale and zero point of every edge and the scales of weights, whatever an optimizer does."""
-        for quantizer in self.edge_quantizers.values():
-            if quantizer.known and not quantizer.frozen:
-                quantizer.freeze()
-        for weights in self.weight_quantizers.values():
-            if weights.known and not weights.frozen:
-                weights.freeze()
-
-    def freeze_batch_norm(self, frozen: bool = True) -> None:
-        """Let batch norms use their running statistics while training, and keep them."""
-        self.batch_norm_frozen = frozen
 
     def _train(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         observe, quantize, statistics = self._advance()

@@ -11,6 +11,7 @@ from intact import dist
 from intact.arithmetic import Rounding, round_to_int
 from intact.errors import TrainingError
 from intact.observers import affine_parameters, make_observer
+from intact.simulation.guess import first_guess, of_all_processes
 from intact.simulation.ste import fake_quantize, learned_fake_quantize, power_of_two, relative
 from intact.types import Free, QParams
 
@@ -43,6 +44,8 @@ class EdgeQuantizer(nn.Module):
         #: a batch was seen in training
         self.seen = False
         self.observing = True
+        #: follows the data in evaluation mode too, until the mode is set again
+        self.watching = False
         self.enabled = True
         self.frozen = False
 
@@ -86,7 +89,7 @@ class EdgeQuantizer(nn.Module):
 
     def forward(self, x: Tensor, observe: bool = False, quantize: bool = True) -> Tensor:
         """``x`` on the grid of the codes; clipped only where quantization is switched off."""
-        if (observe and self.observing and not self.frozen) or not self.known:
+        if ((observe or self.watching) and self.observing and not self.frozen) or not self.known:
             self.observe(x.detach())
         if not (quantize and self.enabled):
             return x if self.spec.clip is None else x.clamp(*self.spec.clip)
@@ -126,20 +129,6 @@ def _parameters(ends: Tensor, spec: Free) -> tuple[Tensor, Tensor]:
     if spec.clip is not None:
         low, high = low.clamp(min=spec.clip[0]), high.clamp(max=spec.clip[1])
     return affine_parameters(low, high, spec.qtype, spec.symmetric)
-
-
-def first_guess(x: Tensor, spec: Free, where: str) -> QParams:
-    """What calibration on this one batch (of all processes) would find."""
-    observer = make_observer(spec.observer)
-    observer.update(x.cpu(), where=where)
-    if dist.world_size() > 1:
-        states = dist.gather(observer.state())
-        observer.load_state(states[0])
-        for state in states[1:]:
-            other = make_observer(spec.observer)
-            other.load_state(state)
-            observer.merge(other)
-    return observer.qparams(spec, where=where)
 
 
 class Observed(EdgeQuantizer):
@@ -188,6 +177,46 @@ class Observed(EdgeQuantizer):
         scale, zero = _parameters(ends, self.spec)
         self.scale.copy_(scale)
         self.zero_point.copy_(zero)
+
+
+class Gathered(Observed):
+    """One range for everything that was seen while fake quantization was off: searched once, when it is needed."""
+
+    def __init__(self, spec: Free, where: str) -> None:
+        super().__init__(spec, where)
+        self.statistics = make_observer(spec.observer)
+        self.stale = False
+        self.register_state_dict_pre_hook(_settle)  # type: ignore[no-untyped-call]
+
+    def initialise(self, found: QParams) -> None:
+        """Start from calibrated parameters; what was seen before is forgotten."""
+        super().initialise(found)
+        self.statistics, self.stale = make_observer(self.spec.observer), False
+
+    def observe(self, x: Tensor) -> None:
+        """Add a batch to what was seen."""
+        if self.enabled and self.known:
+            return
+        self.statistics.update(x.cpu(), where=self.where)
+        self.range.zero_()  # a buffer has changed, so the integer model is bound anew
+        self.known = self.stale = True
+
+    def current_scale(self) -> Tensor:
+        """The scale, 0-d."""
+        if self.stale:
+            self.stale, total = False, of_all_processes(self.statistics, self.spec.observer)
+            super().initialise(total.qparams(self.spec, where=self.where))
+        return self.scale
+
+    def fake(self, x: Tensor) -> Tensor:
+        """Fake-quantized ``x``."""
+        self.current_scale()
+        return super().fake(x)
+
+
+def _settle(module: nn.Module, *_: object) -> None:
+    if isinstance(module, Gathered):
+        module.current_scale()
 
 
 class FixedRange(EdgeQuantizer):
@@ -331,7 +360,7 @@ class Clipped(Learned):
 
 _KINDS: dict[str, type[EdgeQuantizer]] = {
     "observed": Observed, "lsq": Learned, "lsq+": LearnedAffine, "tqt": PowerOfTwo, "pact": Clipped,
-    "dorefa": FixedRange,
+    "dorefa": FixedRange, "gathered": Gathered,
 }
 
 

@@ -44,16 +44,18 @@ class WeightQuantizer(nn.Module):
     #: whether the integer model must be bound to this quantizer's parameters even before training
     binds = False
 
-    def initialise(self, weight: Tensor, gauge: Tensor | None) -> None:
+    def initialise(self, weight: Tensor, gauge: Tensor | None, found: QParams | None = None) -> None:
         """Start from the parameters that calibration would choose.
 
         Args:
             weight: folded weight.
             gauge: magnitude of the factor of each channel that a batch norm was folded with.
+            found: instead of those, parameters that are known already.
         """
         spec = self.spec
-        found = weight_qparams(self.transform(weight.detach()), spec.qtype, spec.granularity, method=spec.observer,
-                               symmetric=spec.symmetric, where=self.where)
+        if found is None:
+            found = weight_qparams(self.transform(weight.detach()), spec.qtype, spec.granularity,
+                                   method=spec.observer, symmetric=spec.symmetric, where=self.where)
         self._start(found, weight.detach(), gauge)
         self.known = True
 
@@ -256,9 +258,18 @@ class PowerOfTwoWeight(LearnedWeight):
         return power_of_two(torch.log2(scale)), zero
 
 
+class Passive(LearnedWeight):
+    """The scale it was given, whatever the weights do."""
+
+    def __init__(self, spec: WeightSpec, channels: int, where: str) -> None:
+        super().__init__(spec, channels, where)
+        self.gain.requires_grad_(False)
+        self.frozen = True
+
+
 _KINDS: dict[str, type[WeightQuantizer]] = {
     "observed": WeightQuantizer, "dorefa": DoReFa, "lsq": LearnedWeight, "lsq+": LearnedWeight,
-    "tqt": PowerOfTwoWeight,
+    "tqt": PowerOfTwoWeight, "passive": Passive,
 }
 
 

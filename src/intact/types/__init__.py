@@ -1,6 +1,7 @@
 """Frozen values: encodings, granularities, parameters, codes."""
 
 from intact.types.granularity import Granularity, PerChannel, PerGroup, PerTensor, PerToken
+from intact.types.names import qint4, qint8, qint8_narrow, qint32, qtype, quint4, quint8
 from intact.types.qparams import QParams
 from intact.types.qspec import Accumulator, Fixed, Free, Joined, QSpec, Shared
 from intact.types.qtensor import QTensor
@@ -27,4 +28,11 @@ __all__ = [
     "QTensor",
     "QType",
     "Shared",
+    "qint4",
+    "qint8",
+    "qint8_narrow",
+    "qint32",
+    "qtype",
+    "quint4",
+    "quint8",
 ]

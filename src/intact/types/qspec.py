@@ -30,7 +30,8 @@ class Free:
     def __str__(self) -> str:
         kind = "symmetric" if self.symmetric else "affine"
         within = f" within [{self.clip[0]:g}, {self.clip[1]:g}]" if self.clip else ""
-        learned = "" if self.quantizer == "observed" else f", trained by {self.quantizer}"
+        known = {"observed": "", "gathered": ", over all batches"}
+        learned = known.get(self.quantizer, f", trained by {self.quantizer}")
         return f"{self.qtype} {self.granularity} {kind}, {self.observer}{within}{learned}"
 
 
