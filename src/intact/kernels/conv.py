@@ -42,8 +42,9 @@ class _WeightedKernel(Kernel):
         self.wide = self.bound >= 2**31
         #: float32 while every partial sum is below 2**24, float64 beyond it
         self.carrier = carrier_for(self.bound)
-        self.weight = self.codes.to(self.carrier)
         self.parts = self._parts(bounds, qx)
+        #: float32 where every product is, so that no call converts it
+        self.weight = self.codes.to(self.carrier if self.parts == 1 else torch.float32)
         self.scale = multiplier(qx.scale, binding.weight.qparams.scale, binding.output.scale)
         self.low, self.high = activation_codes(binding)
 
@@ -86,7 +87,7 @@ class _WeightedKernel(Kernel):
         if self.parts == 1:
             return product(x, weight)
         total: Tensor | None = None
-        for part, w in zip(x.chunk(self.parts, axis), weight.to(torch.float32).chunk(self.parts, 1), strict=True):
+        for part, w in zip(x.chunk(self.parts, axis), weight.chunk(self.parts, 1), strict=True):
             y = product(part, w)
             total = y.to(torch.float64) if total is None else total.add_(y)
         assert total is not None
