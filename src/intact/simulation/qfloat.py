@@ -130,6 +130,7 @@ class QFloatModel(Switched):
     @property
     def calibrated(self) -> bool:
         """True once every edge has parameters, from calibration or from training."""
+        self.follow()
         return all(q.known for q in self.edge_quantizers.values()) and bool(self._trained or self._calibrated)
 
     def reset_observers(self) -> None:
@@ -313,12 +314,18 @@ class QFloatModel(Switched):
             self.freeze_ranges()
         self.step, self._trained = now + 1, True
         self._forget()  # batch norms write their statistics without raising the version of the tensors
-        return plan.observes(now), plan.quantizes(now), not (plan.freezes_batch_norm(now) or self.batch_norm_frozen)
+        self.publish()
+        statistics = not (plan.freezes_batch_norm(now) or self.batch_norm_frozen)
+        self.batches += statistics
+        return plan.observes(now), plan.quantizes(now), statistics
 
     def _train(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         observe, quantize, statistics = self._advance()
-        return self._simulate(args, kwargs, observe=observe, quantize=quantize, statistics=statistics, drop=True,
-                              tap=self.tap)
+        result = self._simulate(args, kwargs, observe=observe, quantize=quantize, statistics=statistics, drop=True,
+                                tap=self.tap)
+        if not torch.compiler.is_compiling():  # a break of the graph here would cost more than one step's delay
+            self.publish()
+        return result
 
     def look(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Callable[[str, Tensor], None]) -> None:
         """Run the simulation of training without changing anything; ``tap`` sees the value of every edge."""
@@ -343,8 +350,9 @@ class QFloatModel(Switched):
                            lambda own: self._momentum(own) if momentum is None else momentum, tap)
         values = run.run(inputs)
         if self.training and dist.world_size() > 1:
-            first = next(k for k, v in values.items() if v.requires_grad)
-            values[first] = anchor(values[first], self._idle())
+            first = next((k for k, v in values.items() if v.requires_grad), None)  # none without gradients
+            if first is not None:
+                values[first] = anchor(values[first], self._idle())
         return fill_template(graph.output, values)
 
     def _idle(self) -> list[Tensor]:
@@ -357,7 +365,7 @@ class QFloatModel(Switched):
         override = self.schedule.batch_norm_momentum
         if override is not None:
             return override
-        return own or 1.0 / max(1, self.step)  # torch gives 0 for a plain mean
+        return own or 1.0 / max(1, self.batches)  # torch gives 0 for a plain mean
 
     def __repr__(self) -> str:
         state = "calibrated" if self.calibrated else "not calibrated"
