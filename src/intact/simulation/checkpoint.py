@@ -84,6 +84,13 @@ class Checkpointed(nn.Module):
         self._trained = False
         self._joins: dict[str, bool] = {}
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Attributes of ours are never taken for the user's modules, which may have the same names."""
+        if isinstance(value, (Tensor, nn.Module)):
+            super().__setattr__(name, value)
+        else:
+            object.__setattr__(self, name, value)
+
     @staticmethod
     def container(
         edges: Mapping[str, EdgeQuantizer], weights: Mapping[str, WeightQuantizer], model: FloatModel, plan: Plan
