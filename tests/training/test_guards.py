@@ -140,3 +140,18 @@ def test_wide_codes_train_at_the_learning_rate_of_narrow_ones(edges, weights, bi
     steps(qfloat, 5, lr=0.01)
     qfloat.eval()
     assert same_codes(qfloat.codes(x), intact.convert(qfloat).codes(x))
+
+
+@pytest.mark.parametrize(("edges", "weights"), PAIRS)
+def test_the_default_dtype_does_not_matter(edges, weights):
+    x, y = data()
+    net = convolutional()
+    torch.set_default_dtype(torch.float64)
+    try:
+        how = Quant(4, 4, weight_quantizer=weights, activation_quantizer=edges)
+        fm = intact.capture(net, x)
+        qfloat = intact.calibrate(intact.prepare(fm, intact.plan(fm, recipe=Recipe(default=how))), [x])
+        intact.train(qfloat, [(x, y)])
+        assert same_codes(qfloat.codes(x), intact.convert(qfloat).codes(x))
+    finally:
+        torch.set_default_dtype(torch.float32)

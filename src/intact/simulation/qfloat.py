@@ -377,9 +377,9 @@ def _quantizers(model: FloatModel, plan: Plan) -> nn.Module:
     edges: dict[str, EdgeQuantizer] = {}
     for name, spec in plan.edges.items():
         if isinstance(spec, (Free, Joined)):
-            edges[name] = edge_quantizer(_free(spec), name)
+            edges[name] = edge_quantizer(_free(spec), name).float()  # whatever the default dtype is
     weights: dict[str, WeightQuantizer] = {
-        name: weight_quantizer(spec, model.params[name].shape[0], name) for name, spec in plan.weights.items()
+        name: weight_quantizer(spec, model.params[name].shape[0], name).float() for name, spec in plan.weights.items()
     }
     return Checkpointed.container(edges, weights, model, plan)
 
