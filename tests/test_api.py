@@ -80,3 +80,12 @@ def test_what_is_neither(model: Any, batches: Any, error: type[IntactError], wor
         intact.compare(model, intact.quantize(nn.Linear(3, 2), [torch.zeros(2, 3)]), batches)
     with pytest.raises(IntactError, match="integer model second"):
         intact.compare(nn.Linear(3, 2), nn.Linear(3, 2), [torch.zeros(2, 3)])  # type: ignore[arg-type]
+
+
+def test_an_export_is_checked_on_any_batch(tmp_path):
+    """As for calibration: a tensor, (inputs, labels), a dict."""
+    x, y = torch.randn(6, 3), torch.zeros(6)
+    q = intact.quantize(torch.nn.Linear(3, 2), [x])
+    for batch in (x, (x, y), [x], {"input": x, "label": y}):
+        certificate = intact.export(q, tmp_path / "net.onnx", data=batch)
+        assert (certificate.samples, certificate.codes_differ) == (6, 0)

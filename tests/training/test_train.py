@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import intact
-from intact import Distill, TrainingError
+from intact import Distill, IntactError, TrainingError
+from intact.training.distill import distillation_loss
 from tests.training.nets import convolutional, data, prepared, same_codes, steps
 
 WORKER = Path(__file__).with_name("ddp_worker.py")
@@ -48,6 +49,18 @@ def test_it_learns_from_the_float_model_alone():
     assert float((qfloat(x) - wanted).square().mean()) < 0.5 * before
 
 
+def test_maps_are_taught_as_labels_are():
+    """A mean over places and samples, so that the two losses are of like size."""
+    ours, theirs = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    rows = [t.permute(0, 2, 3, 1).reshape(-1, 3) for t in (ours, theirs)]
+    for how in (Distill(), Distill(temperature=4.0)):
+        whole = distillation_loss(how, {"map": ours}, {"map": theirs}, {}, {}, {})
+        assert torch.allclose(whole, distillation_loss(how, *rows, {}, {}, {}))
+    for shape in ((6,), (6, 1)):
+        with pytest.raises(TrainingError, match="no logits"):
+            distillation_loss(Distill(), torch.randn(shape), torch.randn(shape), {}, {}, {})
+
+
 def test_any_module_teaches():
     teacher = convolutional(seed=3)
     history = intact.train(prepared(), batches(), epochs=2, teacher=teacher, distill=Distill(weight=0.5))
@@ -79,7 +92,7 @@ def test_a_loss_that_is_not_finite_names_its_layer():
     with pytest.raises(TrainingError, match=r"not finite.*3\.weight"):
         intact.train(qfloat, batches())
     x, y = data()
-    with pytest.raises(TrainingError, match=r"not finite.*edge input"):
+    with pytest.raises(IntactError, match=r"not finite.*where: input"):
         intact.train(prepared(), [(x * float("nan"), y)])
 
 

@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from intact.errors import IntactError
 from intact.graph import FloatModel, Graph, Node
 from intact.graph.float_model import run_node
 from intact.graph.opaque import OpaqueCall
-from intact.graph.signature import Signature
+from intact.graph.signature import Signature, check_finite
 from intact.kernels import KERNELS, Binding
 from intact.simulation import Program
 from intact.targets import Target
@@ -72,21 +70,13 @@ class QModel:
         Raises:
             IntactError: if an input is missing, has the wrong shape or dtype, or is not finite.
         """
-        self._check_finite(args, kwargs)
+        check_finite(self.signature.bind(args, kwargs), self.qparams)
         return self.program.run(args, kwargs, integer=True)
 
     def codes(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Codes of every edge, by name."""
-        self._check_finite(args, kwargs)
+        check_finite(self.signature.bind(args, kwargs), self.qparams)
         return self.program.codes(args, kwargs, integer=True)
-
-    def _check_finite(self, args: Any, kwargs: Any) -> None:
-        for name, x in self.signature.bind(args, kwargs).items():
-            if x.is_floating_point() and x.numel():
-                low, high = torch.aminmax(x)
-                if not bool(torch.isfinite(low) & torch.isfinite(high)):
-                    raise IntactError("an input is not finite", where=name,
-                                      got=f"{int((~torch.isfinite(x)).sum())} values", fix="mend the data")
 
     @property
     def plan(self) -> str:

@@ -20,7 +20,7 @@ from intact.engine import QModel
 from intact.exporters.onnx_build import Instrumented, output_names
 from intact.exporters.runtime import Array, open_session, optimised_nodes
 from intact.graph.ir import resolve_shape
-from intact.graph.signature import check_inputs
+from intact.graph.signature import check_inputs, split_batch
 
 __all__ = ["Certificate", "certify"]
 
@@ -105,10 +105,10 @@ class _Counts:
 
 
 def certify(
-    q: QModel, instrumented: Instrumented, path: Path, data: Mapping[str, Tensor] | None, float_io: bool
+    q: QModel, instrumented: Instrumented, path: Path, data: Any, float_io: bool
 ) -> Certificate:
     """Run the written file and its instrumented twin, and compare every edge and every output."""
-    inputs = dict(data) if data is not None else example_inputs(q)
+    inputs = _named(q, data) if data is not None else example_inputs(q)
     size = check_inputs(q.graph, inputs)
     counts = _Counts()
     twin, product = open_session(instrumented.model), open_session(path) if float_io else None
@@ -123,6 +123,15 @@ def certify(
         counts.float_compared, counts.float_differ, counts.outputs, counts.outputs_differ, counts.largest,
         dict(sorted(planned.items())), actual, missing, share,
     )
+
+
+def _named(q: QModel, data: Any) -> dict[str, Tensor]:
+    """Inputs by edge name: as they are given, or those of a batch."""
+    names = {node.name for node in q.graph.inputs}
+    if isinstance(data, Mapping) and data.keys() == names:
+        return dict(data)
+    args, kwargs = split_batch(data, q.signature.names)
+    return q.signature.bind(args, kwargs)
 
 
 def example_inputs(q: QModel) -> dict[str, Tensor]:

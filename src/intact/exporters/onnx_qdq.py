@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
-from torch import Tensor
 
 from intact.engine import QModel
 from intact.errors import ExportError
@@ -27,7 +26,7 @@ def export_onnx(
     q: QModel,
     path: str | Path,
     *,
-    data: Mapping[str, Tensor] | None = None,
+    data: Any = None,
     inputs: IO = "float",
     outputs: IO = "float",
     external_data: bool | None = None,
@@ -40,7 +39,8 @@ def export_onnx(
     Args:
         q: an integer model for target ``onnxruntime``.
         path: the file to write.
-        data: named inputs to compare on; by default the calibration samples that the model kept, or random ones.
+        data: a batch to compare on, as for calibration (a tensor, a tuple, a dict); by default the calibration samples
+            that the model kept, or random ones.
         inputs: ``"float"``, or ``"codes"`` for integer tensors (scale and zero point stand in the
             model's metadata).
         outputs: likewise.

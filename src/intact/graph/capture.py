@@ -241,7 +241,7 @@ def capture_program(
     tensors = example_tensors(program, *example)
     fm = FloatModel(graph, params, signature, {k: v.detach()[:_KEPT].clone() for k, v in tensors.items()},
                     dict(opaque or {}), sources=params, buffers=_buffers(program, params, graph),
-                    dropouts=dict(conv.dropouts))
+                    frozen=_frozen(program), dropouts=dict(conv.dropouts))
     return fm.with_graph(infer_shapes(fm))
 
 
@@ -279,6 +279,12 @@ def _buffers(program: torch.export.ExportedProgram, params: Mapping[str, Tensor]
     fixed = {*sig.inputs_to_buffers.values(), *sig.inputs_to_lifted_tensor_constants.values()}
     layers = {n.params[r] for n in graph for r in ("weight", "bias") if r in n.params} - fixed
     return frozenset(k for k, v in params.items() if not v.is_floating_point() or k not in trained | layers)
+
+
+def _frozen(program: torch.export.ExportedProgram) -> frozenset[str]:
+    """Parameters that the user does not train."""
+    names = program.graph_signature.inputs_to_parameters.values()
+    return frozenset(n for n in names if isinstance(t := program.state_dict.get(n), Tensor) and not t.requires_grad)
 
 
 def _symbols(inputs: Sequence[fx.Node]) -> dict[str, str]:

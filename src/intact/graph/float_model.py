@@ -37,6 +37,7 @@ class FloatModel:
         sources: the user's own parameters and buffers, from which ``params`` are made.
         derived: how those parameters are made that are not simply the user's.
         buffers: names among the sources that no optimizer may touch.
+        frozen: parameters that the user's model does not train (``requires_grad=False``).
         dropouts: edges that a dropout follows in training: probability, and whether it drops whole channels.
         folded: module path of what became part of another layer (batch norm, activation), and that layer's path.
         hints: module path of a layer that says itself how it is to be quantized.
@@ -52,6 +53,7 @@ class FloatModel:
     sources: Mapping[str, Tensor] = field(default_factory=dict)
     derived: Mapping[str, Derived] = field(default_factory=dict)
     buffers: frozenset[str] = frozenset()
+    frozen: frozenset[str] = frozenset()
     dropouts: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
     folded: Mapping[str, str] = field(default_factory=dict)
     hints: Mapping[str, Hint] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from intact.errors import CalibrationError, IntactError
 from intact.graph.ir import Dim, Graph, resolve_dim
 
-__all__ = ["Parameters", "Signature", "check_inputs", "collect", "has_edges", "samples_in",
+__all__ = ["Parameters", "Signature", "check_finite", "check_inputs", "collect", "has_edges", "samples_in",
            "split_batch"]
 
 
@@ -105,6 +105,24 @@ def check_inputs(graph: Graph, inputs: Mapping[str, Tensor]) -> int:
             raise IntactError("an input is empty", where=node.name, got=tuple(x.shape),
                               fix="leave out batches of zero samples")
     return 1 if batch is None else batch
+
+
+def check_finite(inputs: Mapping[str, Tensor], coded: Container[str]) -> None:
+    """Refuse what no code stands for.
+
+    Args:
+        inputs: by edge name.
+        coded: edges that have codes; what only float operations read may be anything.
+
+    Raises:
+        IntactError: naming the first that holds what is no number.
+    """
+    for name, x in inputs.items():
+        if name in coded and x.is_floating_point() and x.numel():
+            low, high = torch.aminmax(x.detach())
+            if not bool(torch.isfinite(low) & torch.isfinite(high)):
+                raise IntactError("an input is not finite", where=name, got=f"{int((~torch.isfinite(x)).sum())} values",
+                                  fix="mend the data")
 
 
 def samples_in(graph: Graph, batch: int) -> int:

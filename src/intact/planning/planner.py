@@ -116,7 +116,7 @@ def _check_hows(graph: Graph, hows: Mapping[str, How], target: Target) -> None:
                             allowed="PerTensor or PerChannel(0)")
         if not how.weight_symmetric and not target.asymmetric_weights:
             raise PlanError(f"target '{target.name}' runs symmetric weights only", where=node.path or node.name,
-                            fix="set weight_symmetric=True")
+                            fix="set weight_symmetric=True (w_symmetric=True in a layer of intact.nn)")
 
 
 def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How], wish: Recipe) -> dict[str, str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from intact.errors import ArtifactError
 from intact.graph import FloatModel
 from intact.planning import Plan
+from intact.simulation.progress import Progress
 from intact.simulation.quantizer import EdgeQuantizer
 from intact.simulation.schedule import Schedule
 from intact.simulation.tree import child
@@ -20,6 +21,9 @@ from intact.simulation.weight_quantizer import WeightQuantizer
 __all__ = ["Checkpointed"]
 
 _VERSION = 1
+_OF_EDGES = ("known", "seen", "observing", "enabled", "frozen")
+_OF_WEIGHTS = ("known", "enabled", "frozen")
+_OF_MODEL = ("_calibrated", "_trained", "batch_norm_frozen")
 
 
 class Corrections(nn.Module):
@@ -73,12 +77,19 @@ class Checkpointed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        #: forward passes in training mode so far
-        self.step = 0
+        #: forward passes in training mode so far; of those, how many moved the statistics of batch norms
+        self.step = self.batches = 0
         self.batch_norm_frozen = False
         self._calibrated = False
         self._trained = False
         self._joins: dict[str, bool] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Attributes of ours are never taken for the user's modules, which may have the same names."""
+        if isinstance(value, (Tensor, nn.Module)):
+            super().__setattr__(name, value)
+        else:
+            object.__setattr__(self, name, value)
 
     @staticmethod
     def container(
@@ -91,6 +102,8 @@ class Checkpointed(nn.Module):
             for name, quantizer in table.items():
                 child(group, name.replace(".", ":"), quantizer)
         child(root, "corrections", Corrections(model, plan))
+        size = len(_OF_MODEL) + (len(_OF_EDGES) + 2) * len(edges) + len(_OF_WEIGHTS) * len(weights)
+        child(root, "progress", Progress(size))
         root.edge_table, root.weight_table = dict(edges), dict(weights)  # type: ignore[assignment]
         return root
 
@@ -111,6 +124,37 @@ class Checkpointed(nn.Module):
     def _forget(self) -> None:
         raise NotImplementedError
 
+    @property
+    def _progress(self) -> Progress:
+        return self._modules["_quantizers"]._modules["progress"]  # type: ignore[union-attr, return-value]
+
+    def publish(self) -> None:
+        """Let copies that follow the buffers know what is known here."""
+        flags = [bool(getattr(self, f)) for f in _OF_MODEL]
+        for name, edge in self.edge_quantizers.items():
+            flags += [getattr(edge, f) for f in _OF_EDGES]
+            flags += [name in self._joins, self._joins.get(name, False)]
+        self._progress.write(flags + [getattr(w, f) for w in self.weight_quantizers.values() for f in _OF_WEIGHTS])
+
+    def follow(self) -> None:
+        """Take over what the model that this one is an average of has published."""
+        found = self._progress.read()
+        if found is None:
+            return
+        flags = iter(found)
+        for f in _OF_MODEL:
+            setattr(self, f, next(flags))
+        for name, edge in self.edge_quantizers.items():
+            for f in _OF_EDGES:
+                setattr(edge, f, next(flags))
+            known, joins = next(flags), next(flags)
+            if known:
+                self._joins[name] = joins
+        for weights in self.weight_quantizers.values():
+            for f in _OF_WEIGHTS:
+                setattr(weights, f, next(flags))
+        self._forget()
+
     def plan_specs(self) -> dict[str, str]:
         """Every edge and weight with its encoding, as text."""
         edges = {f"edge {n}": str(s) for n, s in self.plan.edges.items()}
@@ -124,14 +168,14 @@ class Checkpointed(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """Counters, flags and schedule, as bytes (so that safetensors can hold them)."""
-        flags = ("known", "seen", "observing", "enabled", "frozen")
+        self.follow()
         data = {
             "version": _VERSION, "target": [self.plan.target.name, self.plan.target.version],
             "specs": self.plan_specs(), "schedule": self.schedule.to_json(), "step": self.step,
-            "calibrated": self._calibrated, "trained": self._trained, "joins": self._joins,
+            "batches": self.batches, "calibrated": self._calibrated, "trained": self._trained, "joins": self._joins,
             "batch_norm_frozen": self.batch_norm_frozen, "corrections": sorted(self._corrections.known),
-            "edges": {n: [f for f in flags if getattr(q, f)] for n, q in self.edge_quantizers.items()},
-            "weights": {n: [f for f in flags if getattr(q, f, False)] for n, q in self.weight_quantizers.items()},
+            "edges": {n: [f for f in _OF_EDGES if getattr(q, f)] for n, q in self.edge_quantizers.items()},
+            "weights": {n: [f for f in _OF_WEIGHTS if getattr(q, f)] for n, q in self.weight_quantizers.items()},
         }
         return torch.frombuffer(bytearray(json.dumps(data, sort_keys=True).encode()), dtype=torch.uint8).clone()
 
@@ -145,29 +189,32 @@ class Checkpointed(nn.Module):
         self._compare(data)
         self.schedule = Schedule.from_json(data["schedule"])
         self.step, self._joins = int(data["step"]), dict(data["joins"])
+        self.batches = int(data.get("batches", self.step))
         self._calibrated, self._trained = bool(data["calibrated"]), bool(data["trained"])
         self.batch_norm_frozen = bool(data["batch_norm_frozen"])
         self._corrections.known = set(data["corrections"])
-        for table, flags in ((self.edge_quantizers, data["edges"]), (self.weight_quantizers, data["weights"])):
-            for name, quantizer in table.items():
-                for flag in ("known", "seen", "observing", "enabled", "frozen"):
-                    setattr(quantizer, flag, flag in flags[name])
+        for name, edge in self.edge_quantizers.items():
+            for flag in _OF_EDGES:
+                setattr(edge, flag, flag in data["edges"][name])
+        for name, weights in self.weight_quantizers.items():
+            for flag in _OF_WEIGHTS:
+                setattr(weights, flag, flag in data["weights"][name])
         self._forget()
 
     def adopt(self, other: Checkpointed) -> None:
         """Take over counters and corrections, and what is known of edges and weights that are encoded alike."""
         mine, theirs = self.plan_specs(), other.plan_specs()
-        for kind, new, old in (("edge", self.edge_quantizers, other.edge_quantizers),
-                               ("weight", self.weight_quantizers, other.weight_quantizers)):
+        for kind, new, old, flags in (("edge", self.edge_quantizers, other.edge_quantizers, _OF_EDGES),
+                                      ("weight", self.weight_quantizers, other.weight_quantizers, _OF_WEIGHTS)):
             for name in new.keys() & old.keys():
                 if mine[f"{kind} {name}"] == theirs[f"{kind} {name}"]:
                     new[name].load_state_dict(old[name].state_dict())
-                    for flag in ("known", "seen", "observing", "enabled", "frozen"):
-                        setattr(new[name], flag, getattr(old[name], flag, False))
+                    for flag in flags:
+                        setattr(new[name], flag, getattr(old[name], flag))
         for key in sorted(other._corrections.known):
             kind, _, name = key.partition(":")
             self._corrections.set(kind, name, other._corrections.get(kind, name))
-        self.step, self.batch_norm_frozen = other.step, other.batch_norm_frozen
+        self.step, self.batches, self.batch_norm_frozen = other.step, other.batches, other.batch_norm_frozen
         self._calibrated, self._trained = other._calibrated, other._trained
         self._forget()
 

@@ -17,12 +17,13 @@ from intact.graph import FloatModel, Node
 from intact.graph.float_model import run_node
 from intact.graph.ir import fill_template
 from intact.graph.opaque import OpaqueCall
-from intact.graph.signature import check_inputs
+from intact.graph.signature import check_finite, check_inputs
 from intact.observers import Observer, make_observer
 from intact.planning import Plan
 from intact.private import fingerprint
 from intact.simulation.bind import Bound, bind
 from intact.simulation.checkpoint import Checkpointed
+from intact.simulation.guards import check_float32, check_names
 from intact.simulation.program import Program
 from intact.simulation.quantizer import EdgeQuantizer, edge_quantizer
 from intact.simulation.schedule import Schedule
@@ -52,11 +53,13 @@ class QFloatModel(Switched):
 
     def __init__(self, model: FloatModel, plan: Plan, schedule: Schedule | None = None) -> None:
         super().__init__()
+        check_names([*model.sources, *(call.path for call in model.opaque.values())])
         self.plan, self.schedule = plan, schedule or Schedule()
         opaque = self._own_opaque(model)
         for name, value in model.sources.items():
             if find_tensor(self, name) is None:  # a module that could not be captured may hold it already
-                graft(self, name, value.clone() if name in model.buffers else nn.Parameter(value.clone()))
+                own = value.clone()
+                graft(self, name, own if name in model.buffers else nn.Parameter(own, name not in model.frozen))
         nothing = torch.empty(0)
         self._float = replace(model, params=dict.fromkeys(model.params, nothing), sources={}, opaque=opaque)
         self._names = tuple(model.sources)
@@ -120,7 +123,9 @@ class QFloatModel(Switched):
     @property
     def float_model(self) -> FloatModel:
         """The captured model with this module's current parameters, batch norms folded."""
-        return self._float.with_sources(self._sources())
+        sources = self._sources()
+        frozen = frozenset(k for k, v in sources.items() if isinstance(v, nn.Parameter) and not v.requires_grad)
+        return replace(self._float, frozen=frozen).with_sources(sources)
 
     def _sources(self) -> dict[str, Tensor]:
         return {name: tensor_at(self, name) for name in self._names}
@@ -130,6 +135,7 @@ class QFloatModel(Switched):
     @property
     def calibrated(self) -> bool:
         """True once every edge has parameters, from calibration or from training."""
+        self.follow()
         return all(q.known for q in self.edge_quantizers.values()) and bool(self._trained or self._calibrated)
 
     def reset_observers(self) -> None:
@@ -207,10 +213,7 @@ class QFloatModel(Switched):
     def _folded(self) -> dict[str, Tensor]:
         """Parameters of the graph on the CPU, where codes are made the same for every device."""
         params = {k: v.detach().cpu() for k, v in self.float_model.params.items()}
-        wrong = [k for k, v in params.items() if v.is_floating_point() and v.dtype != torch.float32]
-        if wrong:
-            raise CalibrationError("a parameter is not float32", where=wrong[0], got=params[wrong[0]].dtype,
-                                   fix="keep the QFloat model in float32; use torch.autocast for mixed precision")
+        check_float32(params.items())
         return params
 
     def _gauge(self, name: str) -> Tensor | None:
@@ -290,6 +293,7 @@ class QFloatModel(Switched):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # the deployed arithmetic runs as it is
     def _evaluate(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        check_finite(self._float.signature.bind(args, kwargs), self.plan.edges)
         if any(q.watching for q in self.edge_quantizers.values()):
             self._trained = True
             return self._simulate(args, kwargs, observe=False, quantize=True, statistics=False)
@@ -301,11 +305,15 @@ class QFloatModel(Switched):
 
     def codes(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Codes of every edge by name, computed on float carriers."""
+        check_finite(self._float.signature.bind(args, kwargs), self.plan.edges)
         return self.program.codes(args, kwargs, integer=False)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # counting must not be traced
-    def _advance(self) -> tuple[bool, bool, bool]:
+    def _advance(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bool, bool, bool]:
         """Count a step, and say what happens in it: observe, quantize, batch statistics."""
+        check_float32(self.named_parameters())
+        inputs = self._float.signature.bind(args, kwargs)
+        check_finite({k: x for k, x in inputs.items() if x.device.type == "cpu"}, self.plan.edges)  # costs no waiting
         now, plan = self.step, self.schedule
         if now == 0:
             dist.check_same("plan", self.plan_text())
@@ -313,12 +321,18 @@ class QFloatModel(Switched):
             self.freeze_ranges()
         self.step, self._trained = now + 1, True
         self._forget()  # batch norms write their statistics without raising the version of the tensors
-        return plan.observes(now), plan.quantizes(now), not (plan.freezes_batch_norm(now) or self.batch_norm_frozen)
+        self.publish()
+        statistics = not (plan.freezes_batch_norm(now) or self.batch_norm_frozen)
+        self.batches += statistics
+        return plan.observes(now), plan.quantizes(now), statistics
 
     def _train(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        observe, quantize, statistics = self._advance()
-        return self._simulate(args, kwargs, observe=observe, quantize=quantize, statistics=statistics, drop=True,
-                              tap=self.tap)
+        observe, quantize, statistics = self._advance(args, kwargs)
+        result = self._simulate(args, kwargs, observe=observe, quantize=quantize, statistics=statistics, drop=True,
+                                tap=self.tap)
+        if not torch.compiler.is_compiling():  # a break of the graph here would cost more than one step's delay
+            self.publish()
+        return result
 
     def look(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Callable[[str, Tensor], None]) -> None:
         """Run the simulation of training without changing anything; ``tap`` sees the value of every edge."""
@@ -343,8 +357,9 @@ class QFloatModel(Switched):
                            lambda own: self._momentum(own) if momentum is None else momentum, tap)
         values = run.run(inputs)
         if self.training and dist.world_size() > 1:
-            first = next(k for k, v in values.items() if v.requires_grad)
-            values[first] = anchor(values[first], self._idle())
+            first = next((k for k, v in values.items() if v.requires_grad), None)  # none without gradients
+            if first is not None:
+                values[first] = anchor(values[first], self._idle())
         return fill_template(graph.output, values)
 
     def _idle(self) -> list[Tensor]:
@@ -352,12 +367,6 @@ class QFloatModel(Switched):
         joined = [self.edge_quantizers[n] for n, joins in self._joins.items() if joins]
         frozen = [q for q in (*self.edge_quantizers.values(), *self.weight_quantizers.values()) if q.frozen]
         return list({id(p): p for q in (*joined, *frozen) for p in q.parameters()}.values())
-
-    def _momentum(self, own: float | None) -> float:
-        override = self.schedule.batch_norm_momentum
-        if override is not None:
-            return override
-        return own or 1.0 / max(1, self.step)  # torch gives 0 for a plain mean
 
     def __repr__(self) -> str:
         state = "calibrated" if self.calibrated else "not calibrated"
@@ -368,9 +377,9 @@ def _quantizers(model: FloatModel, plan: Plan) -> nn.Module:
     edges: dict[str, EdgeQuantizer] = {}
     for name, spec in plan.edges.items():
         if isinstance(spec, (Free, Joined)):
-            edges[name] = edge_quantizer(_free(spec), name)
+            edges[name] = edge_quantizer(_free(spec), name).float()  # whatever the default dtype is
     weights: dict[str, WeightQuantizer] = {
-        name: weight_quantizer(spec, model.params[name].shape[0], name) for name, spec in plan.weights.items()
+        name: weight_quantizer(spec, model.params[name].shape[0], name).float() for name, spec in plan.weights.items()
     }
     return Checkpointed.container(edges, weights, model, plan)
 

@@ -283,8 +283,13 @@ class Learned(EdgeQuantizer):
         super().freeze()
 
     def factor(self, x: Tensor) -> float:
-        """LSQ's ``1 / sqrt(N * Q)``, with N counted for one sample so that it is the same for every batch."""
-        return 1.0 / math.sqrt((x[0].numel() if x.ndim else 1) * self.spec.qtype.qmax)
+        """LSQ's ``1 / sqrt(N * Q)``, with N counted for one sample so that it is the same for every batch.
+
+        What a clipped value does to a scale, relative to it, grows with ``Q ** 1.5``: above 8 bits it stays as it is
+        there, so that one learning rate suits every width.
+        """
+        top = self.spec.qtype.qmax
+        return min(1.0, math.pow(255 / top, 1.5)) / math.sqrt((x[0].numel() if x.ndim else 1) * top)
 
     def fake(self, x: Tensor) -> Tensor:
         """Fake-quantized ``x``."""

@@ -60,3 +60,9 @@ class Switched(Checkpointed):
     def freeze_batch_norm(self, frozen: bool = True) -> None:
         """Let batch norms use their running statistics while training, and keep them."""
         self.batch_norm_frozen = frozen
+
+    def _momentum(self, own: float | None) -> float:
+        override = self.schedule.batch_norm_momentum
+        if override is not None:
+            return override
+        return own or 1.0 / max(1, self.batches)  # torch gives 0 for a plain mean

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from intact import dist
+from intact.errors import TrainingError
 from intact.graph import FloatModel, Graph, Node
 from intact.graph.derive import Expr, evaluate
 from intact.graph.float_model import last_uses
@@ -177,6 +179,10 @@ class TrainingPass:
                 params["bias"] = self._source(site.bias)
             plain = {k: v for k, v in node.attrs.items() if k != "activation"}
             y = run_float(node.op, xs, params, plain, self.batch)
+        if self.batch_statistics and y.numel() == y.shape[1] and dist.world_size() == 1:
+            raise TrainingError("a batch norm needs more than one value of each channel", where=site.path,
+                                got=tuple(y.shape), fix="leave such batches out (drop_last=True), or freeze the batch "
+                                "norms: qfloat.freeze_batch_norm()")
         y, self.again = normalise(y, norm, site.eps, self.momentum(site.momentum), self.batch_statistics)
         bounds = self.layout.attrs[node.name].get("activation")
         return y if bounds is None else y.clamp(bounds[0], bounds[1])

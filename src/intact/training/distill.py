@@ -25,7 +25,8 @@ class Distill:
         weight: of the outputs' loss; labels get ``1 - weight`` (and nothing where there are none).
         temperature: softens both sides of the Kullback-Leibler divergence (Hinton et al., "Distilling the knowledge
             in a neural network", 2015); its square multiplies the loss.
-        loss: ``"kl"`` for logits over the last axis but one of two, ``"mse"`` for any other outputs.
+        loss: ``"kl"`` for logits whose classes are on axis 1, as in ``torch``'s cross-entropy (a mean over samples and,
+            in maps of shape (N, classes, H, W), over places); ``"mse"`` for any other outputs.
         features: edge or module path to the weight of its mean squared error, relative to the teacher's power.
 
     Raises:
@@ -106,12 +107,7 @@ def distillation_loss(how: Distill, student: Any, teacher: Any, features: Mappin
     """Loss of the outputs plus weighted losses of the features."""
     total: Tensor | None = None
     for ours, theirs in _pairs(student, teacher):
-        if how.loss == "kl":
-            t = how.temperature
-            part = F.kl_div(F.log_softmax(ours.float() / t, 1), F.log_softmax(theirs.float() / t, 1),
-                            reduction="batchmean", log_target=True) * t * t
-        else:
-            part = _relative(ours, theirs)
+        part = _divergence(ours, theirs, how.temperature) if how.loss == "kl" else _relative(ours, theirs)
         total = part if total is None else total + part
     if total is None:
         raise TrainingError("the model gives no real tensor to distil", got=type(student).__name__)
@@ -119,6 +115,16 @@ def distillation_loss(how: Distill, student: Any, teacher: Any, features: Mappin
     for name, weight in weights.items():
         total = total + weight * _relative(features[name], wanted[name])
     return total
+
+
+def _divergence(ours: Tensor, theirs: Tensor, t: float) -> Tensor:
+    """Kullback-Leibler divergence of softened classes, a mean over everything but the classes."""
+    if ours.ndim < 2 or ours.shape[1] < 2:
+        raise TrainingError("these are no logits of classes", got=tuple(ours.shape), allowed="(samples, classes, ...)",
+                            fix="pass distill=Distill(loss='mse')")
+    found = F.kl_div(F.log_softmax(ours.float() / t, 1), F.log_softmax(theirs.float() / t, 1), reduction="sum",
+                     log_target=True)
+    return found * (t * t * ours.shape[1] / ours.numel())
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -112,6 +112,7 @@ def train(
     Raises:
         TrainingError: before the first step for settings that cannot work; later, naming the layer, if the loss is
             not finite or jumps, or a learned scale collapses.
+        IntactError: if a batch does not fit the model, or holds what is no number.
 
     >>> import torch, intact
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
@@ -169,6 +170,9 @@ def _check(qfloat: Any, data: Any, epochs: int, lr: float) -> None:
                             fix="call intact.prepare and intact.calibrate first")
     if not qfloat.calibrated:
         raise TrainingError("the model is not calibrated", fix="call intact.calibrate(qfloat, data) before train")
+    if not any(p.requires_grad for p in qfloat.parameters()):
+        raise TrainingError("every parameter is frozen", got="requires_grad=False, as in the float model",
+                            fix="call qfloat.requires_grad_() to train them")
     if isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, Iterable):
         raise TrainingError("training data is not an iterable of batches", got=type(data).__name__,
                             fix="pass a list of (inputs, labels), or a DataLoader")
