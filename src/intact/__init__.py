@@ -34,7 +34,8 @@ from intact.errors import (
 )
 from intact.exporters import Certificate
 from intact.graph import FloatModel
-from intact.observers import Observer, register_observer
+from intact.leaves import DeQuantStub, Observer, QuantStub, quantize_dynamic, quantize_weights
+from intact.observers import register_observer
 from intact.planning import FLOAT, Plan, Quant, Recipe, Rule, first, last, op, path
 from intact.simulation import QFloatModel, Schedule
 from intact.targets import Target, register_target
@@ -49,6 +50,7 @@ __all__ = [
     "CalibrationError",
     "CaptureError",
     "Certificate",
+    "DeQuantStub",
     "Distill",
     "ExportError",
     "FloatModel",
@@ -62,6 +64,7 @@ __all__ = [
     "QFloatModel",
     "QModel",
     "Quant",
+    "QuantStub",
     "Recipe",
     "Report",
     "Rule",
@@ -83,6 +86,8 @@ __all__ = [
     "plan",
     "prepare",
     "quantize",
+    "quantize_dynamic",
+    "quantize_weights",
     "reestimate_batch_norm",
     "register_observer",
     "register_target",
