@@ -71,21 +71,20 @@ class QConv(Leaf):
 
     @torch.no_grad()
     def _integer(self, x: Tensor) -> Tensor:
-        how, scale_w = self.how, self.qweight.scale
-        assert isinstance(how, Dynamic) and scale_w is not None
+        how = self.how
+        assert isinstance(how, Dynamic)
         column = (-1, *[1] * (self.axes + 1))
         if isinstance(how.activation, PerToken):
-            flat, scale, middle = quantize_rows(x.flatten(1))
+            flat, step, low = quantize_rows(x.flatten(1))
             codes = flat.reshape(x.shape)
         else:
-            scale, zero = tensor_range(x)
-            codes = (quantize_tensor(x, scale, zero) ^ 128).view(torch.int8)
-            middle = (128.0 - zero) * scale
+            step, zero = tensor_range(x)
+            codes, low = quantize_tensor(x, step, zero), -zero * step
         none = (0,) * self.axes
         acc = conv_int(codes, self.qweight.codes, 0, self.stride, none, none, self.dilation, self.groups)
-        channel = (1, -1, *[1] * self.axes)
-        y = acc.to(torch.float32) * scale.reshape(column) * scale_w.reshape(channel)
-        y += middle.reshape(column) * self.qweight.offsets().reshape(channel)
+        channel, derived = (1, -1, *[1] * self.axes), self.qweight.derived()
+        y = acc.to(torch.float32) * step.reshape(column) * derived.row_scale.reshape(channel)
+        y += low.reshape(column) * derived.offsets.reshape(channel)
         return y if self.bias is None else y.add_(self.bias.reshape(channel))
 
     def extra_repr(self) -> str:

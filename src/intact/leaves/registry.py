@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from torch import nn
 
+from intact.leaves.attention import QAttention
 from intact.leaves.base import Leaf
 from intact.leaves.conv import QConv
 from intact.leaves.embedding import QEmbedding, QEmbeddingBag
 from intact.leaves.linear import QLinear
+from intact.leaves.recurrent import QRecurrent, QRecurrentCell
 
 __all__ = ["EMBEDDINGS", "USUAL", "leaf_class"]
 
 _LEAVES: dict[type[nn.Module], type[Leaf]] = {
     nn.Linear: QLinear, nn.Conv1d: QConv, nn.Conv2d: QConv, nn.Embedding: QEmbedding, nn.EmbeddingBag: QEmbeddingBag,
+    nn.LSTM: QRecurrent, nn.GRU: QRecurrent, nn.RNN: QRecurrent,
+    nn.LSTMCell: QRecurrentCell, nn.GRUCell: QRecurrentCell, nn.RNNCell: QRecurrentCell,
+    nn.MultiheadAttention: QAttention,
 }
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 

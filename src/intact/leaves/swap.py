@@ -21,7 +21,7 @@ from intact.types import PerChannel, PerGroup
 __all__ = ["quantize_dynamic", "quantize_weights", "swapped"]
 
 Encode = Callable[[Tensor, LeafHow, str], QWeight]
-_MAX_COLUMNS = (2**31 - 1) // (127 * 127)  # more could overflow the int32 accumulator
+_MAX_COLUMNS = (2**31 - 1) // (255 * 127)  # more could overflow the int32 accumulator
 
 
 def quantize_dynamic(model: nn.Module, spec: Any = None, dtype: Any = torch.qint8) -> nn.Module:

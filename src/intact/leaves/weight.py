@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,12 +13,33 @@ from intact.errors import NonFiniteError, PlanError
 from intact.leaves.group_codes import group_codes, pack, unpack
 from intact.leaves.how import Dynamic, Float16, LeafHow, WeightOnly
 from intact.observers import weight_qparams
-from intact.private import fingerprint
+from intact.private import fingerprint, pack_matrix
 from intact.types import INT8_NARROW, PerChannel, PerGroup, PerTensor, PerToken
 
-__all__ = ["QWeight", "encode", "skeleton"]
+__all__ = ["Derived", "QWeight", "encode", "skeleton"]
 
 _FLOAT16_MAX = 65504.0
+
+
+class Derived:
+    """What products need besides the codes of a symmetric int8 weight.
+
+    Args:
+        codes: int8, its rows on axis 0. Kept, as is ``scale``: their addresses are not to be used again.
+        scale: ``()``, ``(rows,)`` or ``(rows, groups)``.
+    """
+
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        self.codes, self.scale = codes, scale
+        groups = scale.shape[1] if scale.ndim == 2 else 1
+        self.sums = codes.reshape(codes.shape[0], groups, -1).sum(2, dtype=torch.int32)
+        self.row_scale = scale if scale.ndim == 2 else scale.reshape(-1).expand(codes.shape[0]).contiguous()
+        self.offsets = (self.sums.to(torch.float32) * self.row_scale.reshape(codes.shape[0], -1)).sum(1)
+
+    @cached_property
+    def packed(self) -> Tensor:
+        """The codes of a matrix once more, laid out for the fast product."""
+        return pack_matrix(self.codes)
 
 
 class QWeight(nn.Module):
@@ -49,24 +73,24 @@ class QWeight(nn.Module):
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
-        self._offsets: tuple[object, tuple[Tensor, Tensor], Tensor] | None = None
+        self._derived: tuple[object, Derived] | None = None
 
     def extra_repr(self) -> str:
         """Shape and encoding."""
         return f"{tuple(self.shape)}, {self.how}"
 
-    def offsets(self) -> Tensor:
-        """Sum of every row in float32, from the integer sums; made again when codes or scales were written to."""
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_derived": None}
+
+    def derived(self) -> Derived:
+        """What follows from codes and scales; made again when they were written to."""
         codes, scale = self.codes, self.scale
         assert scale is not None
         lasting = not (codes.is_inference() or scale.is_inference())  # those do not say when they are written to
         key = fingerprint((codes, scale)) if lasting else None
-        if self._offsets is None or key is None or self._offsets[0] != key:
-            groups = scale.shape[1] if scale.ndim == 2 else 1
-            sums = codes.reshape(codes.shape[0], groups, -1).sum(2, dtype=torch.int32).to(torch.float32)
-            value = sums.mul_(scale if scale.ndim == 2 else scale.reshape(-1, 1)).sum(1)
-            self._offsets = key, (codes, scale), value  # with the tensors, whose addresses are not to be used again
-        return self._offsets[2]
+        if self._derived is None or key is None or self._derived[0] != key:
+            self._derived = key, Derived(codes, scale)
+        return self._derived[1]
 
     def rows(self, index: Tensor) -> Tensor:
         """The rows of ``index`` (1-d) in float32."""
