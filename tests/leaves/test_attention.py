@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 import torch
-from tests.leaves.test_recurrent import close, float_mode
 from torch import nn
 
 import intact
+from tests.leaves.test_recurrent import close, float_mode
 
 FLAGS = list(itertools.product((True, False), (True, False), (True, False), (True, False), (True, False)))
 
@@ -38,6 +38,7 @@ def test_float_mode_equals_torch(batch_first: bool, bias: bool, bias_kv: bool, z
         assert close(ours(*one, key_padding_mask=padding[1]), net(*one, key_padding_mask=padding[1]), 2e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("spec", [None, {nn.Linear}, {nn.MultiheadAttention}, {"layers.0.linear1"}])
 @pytest.mark.parametrize("padded", [False, True])
 def test_transformer_layers_run_on_codes_in_every_mode(spec: object, padded: bool) -> None:

@@ -1,5 +1,6 @@
 """Layers of an eager model as codes: dynamic and weight-only quantization without data."""
 
+from intact.leaves.artifact import has_leaves, load_leaves, save_leaves
 from intact.leaves.how import Dynamic, Float16, LeafHow, WeightOnly
 from intact.leaves.observer import Observer
 from intact.leaves.stubs import DeQuantStub, QuantStub
@@ -13,6 +14,9 @@ __all__ = [
     "Observer",
     "QuantStub",
     "WeightOnly",
+    "has_leaves",
+    "load_leaves",
     "quantize_dynamic",
     "quantize_weights",
+    "save_leaves",
 ]

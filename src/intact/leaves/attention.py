@@ -38,10 +38,9 @@ class QAttention(Leaf):
         self.kdim, self.vdim, self.head_dim = module.kdim, module.vdim, module.head_dim
         self.batch_first, self.dropout, self.add_zero_attn = module.batch_first, module.dropout, module.add_zero_attn
         self._qkv_same_embed_dim = False  # nn.TransformerEncoderLayer then leaves its fused float operation alone
-        if module.in_proj_weight is not None:
-            weights = module.in_proj_weight.chunk(3)
-        else:
-            weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+        joint = cast("Tensor | None", module.in_proj_weight)
+        apart = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+        weights = apart if joint is None else joint.chunk(3)
         self.q_proj, self.k_proj, self.v_proj = (
             make(w, f"{name}_proj") for name, w in zip("qkv", weights, strict=True))
         self.out_proj = make(module.out_proj.weight, "out_proj.weight")
@@ -100,7 +99,7 @@ class QAttention(Leaf):
     def _mask(
         self, attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, length: int, extra: int
     ) -> Tensor | None:
-        """What is added to the scores, broadcasting to (batch, heads, queries, keys); ``extra`` keys are never masked."""
+        """What is added to scores (batch, heads, queries, keys); the ``extra`` keys at the end are never masked."""
         mask: Tensor | None = None
         if attn_mask is not None:
             mask = _additive(attn_mask, q.dtype)

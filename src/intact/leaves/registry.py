@@ -35,7 +35,7 @@ class HuggingFaceConv1D(nn.Module, metaclass=_TransposedKind):
 
 
 #: the layers that are quantized where no others are named
-USUAL: frozenset[type] = frozenset({*_LEAVES, HuggingFaceConv1D} - {nn.Conv1d, nn.Conv2d})
+USUAL: frozenset[type[nn.Module]] = frozenset(_LEAVES) - {nn.Conv1d, nn.Conv2d} | {HuggingFaceConv1D}
 
 
 def leaf_class(module: nn.Module) -> type[Leaf] | None:

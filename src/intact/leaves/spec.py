@@ -45,7 +45,7 @@ class _Entry:
 
 
 def choose(
-    model: nn.Module, spec: Any, default: LeafHow, parse: Parse, usual: Set[type], can: Callable[[nn.Module], bool],
+    model: nn.Module, spec: Any, default: LeafHow, parse: Parse, usual: Set[type[nn.Module]], can: Callable[[nn.Module], bool],
 ) -> dict[str, LeafHow]:
     """How each leaf is to be encoded, by its first module path.
 
@@ -101,7 +101,7 @@ def _leaf_paths(modules: Mapping[str, nn.Module], can: Callable[[nn.Module], boo
 
 
 def _entries(
-    spec: Any, default: LeafHow, parse: Parse, usual: Set[type], modules: Mapping[str, nn.Module]
+    spec: Any, default: LeafHow, parse: Parse, usual: Set[type[nn.Module]], modules: Mapping[str, nn.Module]
 ) -> list[_Entry]:
     if spec is None:
         return [_Entry(kind, default) for kind in usual]

@@ -95,7 +95,7 @@ def quantize_weights(
     QLinear(128, 16, bias=True, int4 weights per group of 32 (axis 1))
     """
     _check_model(model)
-    if group is not None and (not isinstance(group, int) or isinstance(group, bool) or group < 1):
+    if group is not None and group < 1:
         raise PlanError("no such group", got=group, allowed="a positive number, or None")
     default = WeightOnly(bits, PerChannel(0) if group is None else PerGroup(1, group), symmetric, refine)
     chosen = choose(model, spec, default, lambda c, where: weight_only_how(c, where, default), USUAL, _can)
