@@ -45,7 +45,8 @@ class _Entry:
 
 
 def choose(
-    model: nn.Module, spec: Any, default: LeafHow, parse: Parse, usual: Set[type[nn.Module]], can: Callable[[nn.Module], bool],
+    model: nn.Module, spec: Any, default: LeafHow, parse: Parse, usual: Set[type[nn.Module]],
+    can: Callable[[nn.Module], bool],
 ) -> dict[str, LeafHow]:
     """How each leaf is to be encoded, by its first module path.
 
@@ -75,7 +76,7 @@ def choose(
         how = entries[max(hits)[1]].how if hits else None
         if how is not None:
             chosen[name] = how
-    if spec is not None:
+    if {e.key for e in entries} != usual:  # of the usual layers a model need not have all
         for i, entry in enumerate(entries):
             if i not in used:
                 raise _unmatched(entry, modules, leaves, can)

@@ -109,12 +109,13 @@ class QWeight(nn.Module):
         if scale is None:
             return codes.to(torch.float32)
         four = isinstance(self.how, WeightOnly) and self.how.bits == 4
-        flat = (unpack(codes, _columns(self.shape)) if four else codes).reshape(shape[0], -1)
+        columns = _columns(self.shape)
+        flat = (unpack(codes, columns) if four else codes).reshape(shape[0], columns)
         real = flat.to(torch.float32)
         if four and zero is None:
             real = real.sub_(8.0)
         if scale.ndim == 2:
-            real = real.reshape(shape[0], scale.shape[1], -1)
+            real = real.reshape(shape[0], scale.shape[1], columns // scale.shape[1])
         while scale.ndim and scale.ndim < real.ndim:
             scale = scale.unsqueeze(-1)
         if zero is not None:
