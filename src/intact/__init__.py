@@ -36,7 +36,8 @@ from intact.errors import (
 )
 from intact.exporters import Certificate
 from intact.graph import FloatModel
-from intact.observers import Observer, register_observer
+from intact.leaves import DeQuantStub, Observer, QuantStub, quantize_dynamic, quantize_weights
+from intact.observers import register_observer
 from intact.planning import FLOAT, Plan, Quant, Recipe, Rule, first, last, op, path
 from intact.qat import (
     QConfig,
@@ -81,6 +82,7 @@ __all__ = [
     "CalibrationError",
     "CaptureError",
     "Certificate",
+    "DeQuantStub",
     "Distill",
     "ExportError",
     "FloatModel",
@@ -96,6 +98,7 @@ __all__ = [
     "QModel",
     "QType",
     "Quant",
+    "QuantStub",
     "Recipe",
     "Report",
     "Rule",
@@ -136,7 +139,9 @@ __all__ = [
     "qint32",
     "qtype",
     "quantize",
+    "quantize_dynamic",
     "quantize_qat",
+    "quantize_weights",
     "quint4",
     "quint8",
     "reestimate_batch_norm",

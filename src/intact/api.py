@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, overload
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -14,7 +15,9 @@ from torch.export import ExportedProgram
 from intact.algorithms import correct_bias
 from intact.analysis import Latency, Report, Sizes, Statistics, compare_models, tensor_statistics
 from intact.calibration import calibrate
-from intact.engine import QModel, convert, load, save
+from intact.engine import QModel, convert
+from intact.engine import load as _load_integer
+from intact.engine import save as _save_integer
 from intact.errors import CalibrationError, CaptureError, ExportError, IntactError, PlanError
 from intact.exporters import Certificate, export_onnx, float_onnx, latencies
 from intact.graph import FloatModel
@@ -22,6 +25,7 @@ from intact.graph.capture import capture as _capture_module
 from intact.graph.capture import capture_program as _capture_program
 from intact.graph.passes import DEFAULT_PASSES, EqualizeChannels, Pass, repeated_passes, transform
 from intact.graph.signature import Parameters, samples_in
+from intact.leaves import has_leaves, load_leaves, save_leaves
 from intact.planning import Recipe, plan
 from intact.simulation import QFloatModel, prepare
 from intact.targets import Target, get_target
@@ -232,6 +236,65 @@ def export(q: QModel, path: str | Path, *, format: str | None = None, **options:
         raise ExportError("unknown export format", where=str(path), got=kind or "no suffix",
                           allowed=", ".join(EXPORTERS), fix="name the file *.onnx, or pass format='onnx'")
     return EXPORTERS[kind](q, path, **options)
+
+
+def save(model: QModel | nn.Module, path: str | os.PathLike[str]) -> Path:
+    """Write a quantized model to one file, safetensors with JSON in its metadata; no pickle.
+
+    Args:
+        model: an integer model, whose file needs no classes to be loaded; or what :func:`quantize_dynamic` or
+            :func:`quantize_weights` gave, whose file is loaded into the float model it was made of.
+        path: the file, by custom ``*.intact`` or ``*.safetensors``; its folder must exist. It appears whole or not
+            at all; the same model gives the same bytes.
+
+    Returns:
+        The path.
+
+    Raises:
+        ArtifactError: if the path cannot be written, or the model is not quantized.
+
+    >>> import tempfile, torch
+    >>> q = quantize(torch.nn.Linear(4, 2), [torch.randn(16, 4)])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(q, f"{folder}/net.intact").name
+    'net.intact'
+    """
+    if isinstance(model, nn.Module) and has_leaves(model):
+        return save_leaves(model, path)
+    return _save_integer(cast(QModel, model), path)
+
+
+@overload
+def load(path: str | os.PathLike[str]) -> QModel: ...
+@overload
+def load(path: str | os.PathLike[str], *, model: nn.Module | Callable[[], nn.Module]) -> nn.Module: ...
+def load(
+    path: str | os.PathLike[str], *, model: nn.Module | Callable[[], nn.Module] | None = None
+) -> QModel | nn.Module:
+    """Read a model that :func:`save` wrote. Nothing in the file is executed; it is checked first, byte for byte.
+
+    Args:
+        path: the file.
+        model: for a model with quantized layers: the float model, or what makes it. Its layers are swapped as the
+            file says, and its tensors replaced; it is not changed itself, and no data is needed.
+
+    Returns:
+        A model that gives what the saved one gives, bit for bit.
+
+    Raises:
+        ArtifactError: for a file that is missing, damaged, malicious, of a newer format or of the other kind, or that
+            does not fit the float model; and no other error.
+
+    >>> import tempfile, torch
+    >>> from intact import quantize_dynamic
+    >>> net, x = torch.nn.Linear(4, 2), torch.randn(3, 4)
+    >>> q = quantize_dynamic(net)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     again = load(save(q, f"{folder}/net.safetensors"), model=lambda: torch.nn.Linear(4, 2))
+    >>> torch.equal(again(x), q(x))
+    True
+    """
+    return _load_integer(path) if model is None else load_leaves(path, model)
 
 
 def compare(

@@ -3,6 +3,9 @@
 * ``torch._int_mm``: torch has no public integer matrix product that is faster than a scalar loop. It is used only
   where :func:`int8_matmul` has found, once in a process, that its results equal the scalar loop's on codes that
   expose 16-bit saturation (x86 without VNNI) and on odd sizes; else the loop is used.
+* ``torch.ops.onednn.qlinear_prepack`` and ``qlinear_pointwise``: the same product of uint8 and int8, with the weight
+  laid out once, and scaled as it is written. Used only where :func:`packed_matmul_is_exact` has found its float32
+  results equal to those of the loop.
 * ``Tensor._version``: the only way to learn that a tensor was written to in place, so that a model whose weights
   changed after they were turned into codes is never evaluated with stale codes.
 """
@@ -15,7 +18,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["fingerprint", "int8_matmul"]
+__all__ = ["fingerprint", "int8_matmul", "pack_matrix", "packed_matmul", "packed_matmul_is_exact"]
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
@@ -53,5 +56,47 @@ def _fast_is_exact() -> bool:
             except RuntimeError:  # not compiled for this CPU, or a size that it refuses
                 return False
             if not torch.equal(fast, a.to(torch.int32) @ b.to(torch.int32)):
+                return False
+    return True
+
+
+def pack_matrix(w: Tensor) -> Tensor:
+    """An int8 matrix (n, k) in the layout that :func:`packed_matmul` takes."""
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(w, None)
+    return packed
+
+
+def packed_matmul(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
+    """``float32(x @ w.T) * scale`` for uint8 codes x (m, k), a packed int8 w (n, k) and float32 scale (n,)."""
+    zero = _no_zero_points(len(scale))
+    result: Tensor = torch.ops.onednn.qlinear_pointwise(
+        x, 1.0, 0, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
+    return result
+
+
+@lru_cache(maxsize=64)
+def _no_zero_points(count: int) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.zeros(count, dtype=torch.int32)
+
+
+@lru_cache(maxsize=1)
+def packed_matmul_is_exact() -> bool:
+    """Whether :func:`packed_matmul` exists here and equals the scalar loop on hard cases."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    for m, k, n in ((16, 2, 1), (16, 33, 7), (17, 64, 16), (64, 576, 64), (130, 257, 31)):
+        for extreme in (True, False):
+            x = torch.randint(0, 256, (m, k), generator=generator, dtype=torch.uint8)
+            w = torch.randint(-127, 128, (n, k), generator=generator, dtype=torch.int8)
+            if extreme:
+                x, w = torch.where(x < 64, 0, 255).to(torch.uint8), torch.where(w < 0, -127, 127).to(torch.int8)
+            scale = torch.rand(n, generator=generator) + 0.01
+            try:
+                fast = packed_matmul(x, pack_matrix(w), scale)
+            except (RuntimeError, AttributeError):  # not compiled for this CPU, or gone from this version of torch
+                return False
+            if not torch.equal(fast, (x.to(torch.int32) @ w.to(torch.int32).t()).to(torch.float32) * scale):
                 return False
     return True

@@ -220,6 +220,8 @@ def definition(source: Source, name: str) -> ast.AST | None:
     """What defines ``name``, followed through our own imports; None when nothing does."""
     for node in top_level(source.tree):
         match node:
+            case ast.FunctionDef(decorator_list=[ast.Name(id="overload")]):
+                continue  # what it overloads follows, and has the docstring
             case ast.FunctionDef() | ast.ClassDef() if node.name == name:
                 return node
             case ast.Name(ctx=ast.Store()) if node.id == name:

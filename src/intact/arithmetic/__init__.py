@@ -2,6 +2,7 @@
 
 from intact.arithmetic.accumulate import accumulator_bounds, carrier_for
 from intact.arithmetic.arithmetic import REFERENCE, Arithmetic, BinaryRule, PoolRule
+from intact.arithmetic.dynamic import quantize_rows, quantize_tensor, tensor_range
 from intact.arithmetic.elementwise import add_codes, fma_float32, mul_codes, sub_codes
 from intact.arithmetic.quantize import dequantize, quantize, quantize_weight
 from intact.arithmetic.requantize import multiplier, requantize, saturate
@@ -23,9 +24,12 @@ __all__ = [
     "multiplier",
     "quantize",
     "quantize_kernel_weight",
+    "quantize_rows",
+    "quantize_tensor",
     "quantize_weight",
     "requantize",
     "round_to_int",
     "saturate",
     "sub_codes",
+    "tensor_range",
 ]

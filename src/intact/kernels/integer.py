@@ -28,8 +28,8 @@ def matmul_int(x: Tensor, w: Tensor, zero: int) -> Tensor:
     if x.dtype in (torch.uint8, torch.int8) and w.dtype == torch.int8:
         shifted, offset = _centre(flat)
         acc = int8_matmul(shifted.contiguous(), w.t())
-        correction = (offset - zero) * w.to(torch.int32).sum(1, dtype=torch.int32)
-        acc = acc + correction
+        if offset != zero:
+            acc = acc + (offset - zero) * w.sum(1, dtype=torch.int32)
     else:
         wide = torch.int64 if torch.int64 in (x.dtype, w.dtype) else torch.int32
         acc = (flat.to(wide) - zero) @ w.to(wide).t()

@@ -1,0 +1,105 @@
+"""Convolutions on codes."""
+
+from __future__ import annotations
+
+from typing import Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intact.arithmetic import quantize_rows, quantize_tensor, tensor_range
+from intact.kernels.integer import conv_int
+from intact.leaves.base import Leaf, MakeWeight, constant
+from intact.leaves.how import Dynamic, LeafHow
+from intact.leaves.weight import QWeight
+from intact.types import PerGroup, PerToken
+
+__all__ = ["QConv"]
+
+
+class QConv(Leaf):
+    """``nn.Conv1d`` and ``nn.Conv2d``; what is a token for a Linear is a sample here.
+
+    >>> import torch, intact
+    >>> q = intact.quantize_dynamic(torch.nn.Conv1d(2, 3, 3), {torch.nn.Conv1d})
+    >>> q(torch.randn(1, 2, 8)).shape
+    torch.Size([1, 3, 6])
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, conv: nn.Conv1d | nn.Conv2d, qweight: QWeight, how: LeafHow) -> None:
+        super().__init__()
+        self.how, self.axes = how, len(conv.kernel_size)
+        self.stride, self.dilation, self.groups = tuple(conv.stride), tuple(conv.dilation), conv.groups
+        self.padding_mode, self.kernel_size = conv.padding_mode, tuple(conv.kernel_size)
+        self.pads = _pads(conv)
+        self.qweight = qweight
+        self.register_parameter("bias", constant(conv.bias))
+
+    @classmethod
+    def from_float(cls, module: nn.Module, how: LeafHow, make: MakeWeight) -> Self:
+        """The leaf in the place of a convolution."""
+        conv = cast("nn.Conv1d | nn.Conv2d", module)
+        return cls(conv, make(conv.weight, "weight"), how)
+
+    @staticmethod
+    def refusal(module: nn.Module, how: LeafHow) -> str | None:
+        """Integer products of groups of a kernel are not added up."""
+        grouped = isinstance(how, Dynamic) and isinstance(how.weight, PerGroup)
+        return "a convolution has no dynamic int8 form with weights per group" if grouped else None
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the codes stand for, made anew in float32."""
+        return self.qweight.dequantize()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolution, of a batch or of one sample without a batch axis."""
+        single = x.ndim == self.axes + 1
+        batch = (x.unsqueeze(0) if single else x).to(torch.float32)
+        if any(self.pads):
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            batch = F.pad(batch, self.pads, mode=mode)
+        y = (self._integer(batch) if isinstance(self.how, Dynamic) else self._real(batch)).to(x.dtype)
+        return y[0] if single else y
+
+    def _real(self, x: Tensor) -> Tensor:
+        function = F.conv1d if self.axes == 1 else F.conv2d
+        return function(x, self.qweight.dequantize(), self.bias, self.stride, 0, self.dilation, self.groups)
+
+    @torch.no_grad()
+    def _integer(self, x: Tensor) -> Tensor:
+        how = self.how
+        assert isinstance(how, Dynamic)
+        column = (-1, *[1] * (self.axes + 1))
+        if isinstance(how.activation, PerToken):
+            flat, step, low = quantize_rows(x.flatten(1))
+            codes = flat.reshape(x.shape)
+        else:
+            step, zero = tensor_range(x)
+            codes, low = quantize_tensor(x, step, zero), -zero * step
+        none = (0,) * self.axes
+        acc = conv_int(codes, self.qweight.codes, 0, self.stride, none, none, self.dilation, self.groups)
+        channel, derived = (1, -1, *[1] * self.axes), self.qweight.derived()
+        y = acc.to(torch.float32) * step.reshape(column) * derived.row_scale.reshape(channel)
+        y += low.reshape(column) * derived.offsets.reshape(channel)
+        return y if self.bias is None else y.add_(self.bias.reshape(channel))
+
+    def extra_repr(self) -> str:
+        """Sizes and encoding."""
+        out, per = self.qweight.shape[:2]
+        return f"{per * self.groups}, {out}, kernel_size={self.kernel_size}, {self.how}"
+
+
+def _pads(conv: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
+    """Elements before and after each axis, last axis first, as ``F.pad`` takes them."""
+    found: list[int] = []
+    for i in reversed(range(len(conv.kernel_size))):
+        if isinstance(conv.padding, str):
+            whole = conv.dilation[i] * (conv.kernel_size[i] - 1) if conv.padding == "same" else 0
+            found += [whole // 2, whole - whole // 2]
+        else:
+            found += [conv.padding[i], conv.padding[i]]
+    return tuple(found)

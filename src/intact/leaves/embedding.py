@@ -1,0 +1,112 @@
+"""Tables of rows that are looked up, as codes."""
+
+from __future__ import annotations
+
+from typing import Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intact.leaves.base import Leaf, MakeWeight
+from intact.leaves.how import LeafHow
+from intact.leaves.weight import QWeight
+
+__all__ = ["QEmbedding", "QEmbeddingBag"]
+
+
+def _table_refusal(module: nn.Module) -> str | None:
+    table = cast("nn.Embedding | nn.EmbeddingBag", module)
+    return "max_norm rescales the table as it is read" if table.max_norm is not None else None
+
+
+class QEmbedding(Leaf):
+    """``nn.Embedding``; only the rows that are asked for become float.
+
+    >>> import torch, intact
+    >>> intact.quantize_dynamic(torch.nn.Embedding(10, 4))(torch.tensor([3, 3])).shape
+    torch.Size([2, 4])
+    """
+
+    def __init__(self, table: nn.Embedding, qweight: QWeight, how: LeafHow) -> None:
+        super().__init__()
+        self.how, self.num_embeddings, self.embedding_dim = how, table.num_embeddings, table.embedding_dim
+        self.padding_idx = table.padding_idx
+        self.qweight = qweight
+
+    @classmethod
+    def from_float(cls, module: nn.Module, how: LeafHow, make: MakeWeight) -> Self:
+        """The leaf in the place of an embedding."""
+        table = cast(nn.Embedding, module)
+        return cls(table, make(table.weight, "weight"), how)
+
+    @staticmethod
+    def refusal(module: nn.Module, how: LeafHow) -> str | None:
+        """A table that changes as it is read stays float."""
+        return _table_refusal(module)
+
+    @property
+    def weight(self) -> Tensor:
+        """The table that the codes stand for, made anew in float32."""
+        return self.qweight.dequantize()
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Rows of the table."""
+        return self.qweight.rows(index.reshape(-1)).reshape(*index.shape, self.embedding_dim)
+
+    def extra_repr(self) -> str:
+        """Sizes and encoding."""
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self.how}"
+
+
+class QEmbeddingBag(Leaf):
+    """``nn.EmbeddingBag``: sums, means or maxima of rows.
+
+    >>> import torch, intact
+    >>> q = intact.quantize_dynamic(torch.nn.EmbeddingBag(10, 4))
+    >>> q(torch.tensor([1, 2, 3]), torch.tensor([0, 2])).shape
+    torch.Size([2, 4])
+    """
+
+    def __init__(self, table: nn.EmbeddingBag, qweight: QWeight, how: LeafHow) -> None:
+        super().__init__()
+        self.how, self.num_embeddings, self.embedding_dim = how, table.num_embeddings, table.embedding_dim
+        self.mode, self.padding_idx = table.mode, table.padding_idx
+        self.include_last_offset = table.include_last_offset
+        self.qweight = qweight
+
+    @classmethod
+    def from_float(cls, module: nn.Module, how: LeafHow, make: MakeWeight) -> Self:
+        """The leaf in the place of an embedding bag."""
+        table = cast(nn.EmbeddingBag, module)
+        return cls(table, make(table.weight, "weight"), how)
+
+    @staticmethod
+    def refusal(module: nn.Module, how: LeafHow) -> str | None:
+        """A table that changes as it is read stays float."""
+        return _table_refusal(module)
+
+    @property
+    def weight(self) -> Tensor:
+        """The table that the codes stand for, made anew in float32."""
+        return self.qweight.dequantize()
+
+    def forward(
+        self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
+        """One row for each bag."""
+        flat = input.reshape(-1)
+        rows = self.qweight.rows(flat)
+        place = torch.arange(flat.numel(), dtype=flat.dtype, device=flat.device)
+        padding = None
+        if self.padding_idx is not None:  # its entries do not count: send them all to one row behind the others
+            padding = flat.numel()
+            place = torch.where(flat == self.padding_idx, padding, place)
+            rows = torch.cat([rows, rows.new_zeros(1, self.embedding_dim)])
+        return F.embedding_bag(
+            place.reshape(input.shape), rows, offsets, mode=self.mode, per_sample_weights=per_sample_weights,
+            include_last_offset=self.include_last_offset, padding_idx=padding)
+
+    def extra_repr(self) -> str:
+        """Sizes and encoding."""
+        return f"{self.num_embeddings}, {self.embedding_dim}, mode={self.mode!r}, {self.how}"

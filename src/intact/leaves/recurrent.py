@@ -1,0 +1,202 @@
+"""LSTM, GRU and RNN, whole and as cells, on codes."""
+
+from __future__ import annotations
+
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from intact.errors import IntactError
+from intact.leaves.base import Leaf, MakeWeight, constant
+from intact.leaves.how import LeafHow
+from intact.leaves.product import product
+from intact.leaves.recurrent_core import Kind, State, run_layer, step_of
+from intact.leaves.weight import QWeight
+
+__all__ = ["QRecurrent", "QRecurrentCell"]
+
+
+def _kind(module: nn.Module) -> Kind:
+    if isinstance(module, nn.LSTM | nn.LSTMCell):
+        return "lstm"
+    if isinstance(module, nn.GRU | nn.GRUCell):
+        return "gru"
+    return "relu" if module.nonlinearity == "relu" else "tanh"
+
+
+class _Cell(nn.Module):
+    """Weights and biases of one direction of one layer."""
+
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+
+    def __init__(self, module: nn.Module, suffix: str, make: MakeWeight) -> None:
+        super().__init__()
+
+        def weight(name: str) -> QWeight | None:
+            value = getattr(module, name + suffix, None)
+            return None if value is None else make(value, name + suffix)
+
+        self.weight_ih, self.weight_hh = cast(QWeight, weight("weight_ih")), cast(QWeight, weight("weight_hh"))
+        self.weight_hr = weight("weight_hr")
+        for name in ("bias_ih", "bias_hh"):
+            self.register_parameter(name, constant(getattr(module, name + suffix, None)))
+
+    def of_input(self, x: Tensor) -> Tensor:
+        """What inputs give to the gates."""
+        return product(x, self.weight_ih, self.bias_ih)
+
+    def step(self, kind: Kind, x: Tensor, state: State) -> State:
+        """The state after a step."""
+        return step_of(kind, self.recurrent, None if self.weight_hr is None else self.project)(x, state)
+
+    def recurrent(self, h: Tensor) -> Tensor:
+        """What the hidden state gives to the gates."""
+        return product(h, self.weight_hh, self.bias_hh)
+
+    def project(self, h: Tensor) -> Tensor:
+        """The projected hidden state."""
+        assert self.weight_hr is not None
+        return product(h, self.weight_hr)
+
+
+class QRecurrent(Leaf):
+    """``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` with all their flags.
+
+    The inputs of all steps are multiplied at once; the hidden state is quantized anew at every step.
+
+    >>> import torch, intact
+    >>> q = intact.quantize_dynamic(torch.nn.LSTM(3, 4, bidirectional=True))
+    >>> y, (h, c) = q(torch.randn(7, 2, 3))
+    >>> y.shape, c.shape
+    (torch.Size([7, 2, 8]), torch.Size([2, 2, 4]))
+    """
+
+    def __init__(self, module: nn.RNNBase, how: LeafHow, make: MakeWeight) -> None:
+        super().__init__()
+        self.how, self.kind = how, _kind(module)
+        self.mode, self.bias = module.mode, module.bias
+        self.input_size, self.hidden_size, self.proj_size = module.input_size, module.hidden_size, module.proj_size
+        self.num_layers, self.bidirectional = module.num_layers, module.bidirectional
+        self.batch_first, self.dropout = module.batch_first, float(module.dropout)
+        directions = ("", "_reverse") if module.bidirectional else ("",)
+        self.cells = nn.ModuleList(_Cell(module, f"_l{layer}{way}", make)
+                                   for layer in range(module.num_layers) for way in directions)
+
+    @classmethod
+    def from_float(cls, module: nn.Module, how: LeafHow, make: MakeWeight) -> Self:
+        """The leaf in the place of a recurrent layer."""
+        return cls(cast(nn.RNNBase, module), how, make)
+
+    def flatten_parameters(self) -> None:
+        """Nothing: for code that calls it on recurrent layers."""
+
+    def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:
+        """Outputs of all steps, and the last state, as the float layer gives them."""
+        if isinstance(input, PackedSequence):
+            data, lengths, order, back = input
+            hidden = None if hx is None or order is None else order
+            y, state = self._packed(data, lengths.tolist(), self._state(hx, data, int(lengths[0]), hidden))
+            if back is not None:
+                state = tuple(s.index_select(1, back) for s in state)
+            return PackedSequence(y, lengths, order, back), self._last(state)
+        x = input.unsqueeze(0 if self.batch_first else 1) if input.ndim == 2 else input
+        if x.ndim != 3 or x.shape[-1] != self.input_size:
+            raise IntactError("the input does not fit a recurrent layer", where=self.mode, got=tuple(input.shape),
+                              allowed=f"2 or 3 axes, the last one of {self.input_size}")
+        x = x.transpose(0, 1) if self.batch_first else x
+        steps, batch, _ = x.shape
+        if steps == 0:
+            raise IntactError("a sequence has no steps", where=self.mode, got=tuple(input.shape))
+        single = input.ndim == 2
+        state = self._state(hx if hx is None or not single else self._unsqueezed(hx), x, batch, None)
+        y, state = self._packed(x.reshape(steps * batch, -1), [batch] * steps, state)
+        y = y.reshape(steps, batch, -1)
+        if single:
+            return y[:, 0], self._last(tuple(s[:, 0] for s in state))
+        return (y.transpose(0, 1) if self.batch_first else y), self._last(state)
+
+    def _unsqueezed(self, hx: Any) -> Any:
+        return tuple(s.unsqueeze(1) for s in hx) if self.kind == "lstm" else hx.unsqueeze(1)
+
+    def _last(self, state: State) -> Any:
+        return state if self.kind == "lstm" else state[0]
+
+    def _state(self, hx: Any, like: Tensor, batch: int, order: Tensor | None) -> State:
+        """State before the first step, (layers * directions, batch, features) each."""
+        cells, out = len(self.cells), self.proj_size or self.hidden_size
+        sizes = (out, self.hidden_size) if self.kind == "lstm" else (out,)
+        if hx is None:
+            return tuple(like.new_zeros(cells, batch, size) for size in sizes)
+        state: State = tuple(hx) if self.kind == "lstm" else (hx,)
+        for given, size in zip(state, sizes, strict=True):
+            if tuple(given.shape) != (cells, batch, size):
+                raise IntactError("the initial state does not fit the layer", where=self.mode,
+                                  got=tuple(given.shape), allowed=(cells, batch, size))
+        return state if order is None else tuple(s.index_select(1, order) for s in state)
+
+    def _packed(self, x: Tensor, sizes: list[int], state: State) -> tuple[Tensor, State]:
+        ways = 2 if self.bidirectional else 1
+        lasts: list[State] = []
+        for layer in range(self.num_layers):
+            outputs = []
+            for way in range(ways):
+                index = layer * ways + way
+                cell = cast(_Cell, self.cells[index])
+                first = tuple(s[index] for s in state)
+                step = step_of(self.kind, cell.recurrent, None if cell.weight_hr is None else cell.project)
+                y, last = run_layer(cell.of_input(x), sizes, first, step, reverse=way == 1)
+                outputs.append(y)
+                lasts.append(last)
+            x = torch.cat(outputs, 1) if ways == 2 else outputs[0]
+            if self.dropout and layer < self.num_layers - 1:
+                x = F.dropout(x, self.dropout, self.training)
+        return x, tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
+
+    def extra_repr(self) -> str:
+        """Sizes and encoding."""
+        layers = f", num_layers={self.num_layers}" if self.num_layers > 1 else ""
+        both = ", bidirectional=True" if self.bidirectional else ""
+        return f"{self.mode}, {self.input_size}, {self.hidden_size}{layers}{both}, {self.how}"
+
+
+class QRecurrentCell(Leaf):
+    """``nn.LSTMCell``, ``nn.GRUCell`` and ``nn.RNNCell``.
+
+    >>> import torch, intact
+    >>> intact.quantize_dynamic(torch.nn.GRUCell(3, 4))(torch.randn(2, 3)).shape
+    torch.Size([2, 4])
+    """
+
+    def __init__(self, module: nn.RNNCellBase, how: LeafHow, make: MakeWeight) -> None:
+        super().__init__()
+        self.how, self.kind = how, _kind(module)
+        self.input_size, self.hidden_size, self.bias = module.input_size, module.hidden_size, module.bias
+        self.cell = _Cell(module, "", make)
+
+    @classmethod
+    def from_float(cls, module: nn.Module, how: LeafHow, make: MakeWeight) -> Self:
+        """The leaf in the place of a cell."""
+        return cls(cast(nn.RNNCellBase, module), how, make)
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """The state after one step: (h, c) for an LSTM, else h."""
+        single = input.ndim == 1
+        x = input.unsqueeze(0) if single else input
+        count = 2 if self.kind == "lstm" else 1
+        if hx is None:
+            state = (x.new_zeros(x.shape[0], self.hidden_size),) * count
+        else:
+            given = tuple(hx) if count == 2 else (hx,)
+            state = tuple(s.unsqueeze(0) for s in given) if single else given
+        state = self.cell.step(self.kind, self.cell.of_input(x), state)
+        if single:
+            state = tuple(s[0] for s in state)
+        return state if count == 2 else state[0]
+
+    def extra_repr(self) -> str:
+        """Sizes and encoding."""
+        return f"{self.kind}, {self.input_size}, {self.hidden_size}, {self.how}"

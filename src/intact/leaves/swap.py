@@ -1,0 +1,189 @@
+"""A new model whose leaves hold codes; the user's model is not changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from intact.errors import PlanError
+from intact.leaves.base import Leaf, MakeWeight
+from intact.leaves.config import dynamic_how, how_of_dtype, weight_only_how
+from intact.leaves.how import Dynamic, LeafHow, WeightOnly
+from intact.leaves.registry import EMBEDDINGS, USUAL, leaf_class
+from intact.leaves.spec import choose
+from intact.leaves.weight import QWeight, encode
+from intact.types import PerChannel, PerGroup
+
+__all__ = ["quantize_dynamic", "quantize_weights", "swapped"]
+
+Encode = Callable[[Tensor, LeafHow, str], QWeight]
+_MAX_COLUMNS = (2**31 - 1) // (255 * 127)  # more could overflow the int32 accumulator
+
+
+def quantize_dynamic(model: nn.Module, spec: Any = None, dtype: Any = torch.qint8) -> nn.Module:
+    """Quantize layers of a model without data: integer weights now, integer activations at run time.
+
+    The result is an ordinary eager module with other layers in the places of the chosen ones: same structure, same
+    calls, a ``state_dict`` of plain tensors. Products of int8 layers are exact integer products; activations are
+    quantized row by row (each row of the last axis has its own scale), weights per output channel.
+
+    Args:
+        model: any float module; it is not changed, and shares nothing that is.
+        spec: what to quantize. None: every Linear (also Hugging Face's Conv1D), LSTM, GRU, RNN and their cells,
+            MultiheadAttention, Embedding and EmbeddingBag (Conv1d and Conv2d are quantized where they are named). Or
+            a set of types, names of modules and globs on them; a name stands for all that is inside. Or a dict of
+            those to configurations: None (stays float), a dtype, :class:`intact.leaves.Dynamic` and its siblings, or
+            a dict with the keys ``activation`` and ``weight`` (a dtype, or a dict with ``dtype`` and ``qscheme``),
+            ``qscheme`` (``torch.per_tensor_affine``, ``torch.per_channel_symmetric``, ...: of the weights, which are
+            always symmetric) and ``dynamic``. An exact name wins over a glob, and that over a type.
+        dtype: ``torch.qint8`` (also ``torch.int8``, ``"int8"``) or ``torch.float16``, for what has no
+            configuration of its own.
+
+    Returns:
+        The new model, in the mode (training or evaluation) of the old one. No gradient flows through int8 layers.
+
+    Raises:
+        PlanError: for a name or a type that matches nothing, with the nearest ones; for a dtype or a configuration
+            that does not exist; for a model that is quantized already.
+        NonFiniteError: if a weight is NaN or infinite.
+
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    >>> q = quantize_dynamic(net, {"0": torch.qint8, "2": {"weight": torch.qint8, "qscheme": torch.per_tensor_affine}})
+    >>> q
+    Sequential(
+      (0): QLinear(8, 16, bias=True, int8 weights per channel (axis 0), activations per token)
+      (1): ReLU()
+      (2): QLinear(16, 4, bias=True, int8 weights per tensor, activations per token)
+    )
+    """
+    _check_model(model)
+    default = how_of_dtype(dtype)
+    chosen = choose(model, spec, default, lambda c, where: dynamic_how(c, where, default), USUAL, _can)
+    return swapped(model, chosen, encode)
+
+
+def quantize_weights(
+    model: nn.Module, spec: Any = None, *, bits: Literal[4, 8] = 4, group: int | None = 64, symmetric: bool = False,
+    refine: bool = True,
+) -> nn.Module:
+    """Store the weights of layers in 4 or 8 bits, without data; activations and products stay float.
+
+    Args:
+        model: any float module; it is not changed.
+        spec: as in :func:`quantize_dynamic`; None stands for the same layers. Configurations are None (stays
+            float), a number of bits, or a dict with the keys ``bits``, ``group``, ``symmetric``, ``refine``.
+        bits: 4 (two codes a byte) or 8.
+        group: numbers that share a scale, a divisor of the weight's columns such as 32, 64, 128; None: one scale
+            for each output channel.
+        symmetric: no zero points: a little smaller, a little less exact.
+        refine: search range and zero point of every group for the least error (see
+            :func:`intact.leaves.group_codes.group_codes`); else they reach the group's extremes.
+
+    Returns:
+        The new model. Tied weights stay tied. Gradients flow to its inputs.
+
+    Raises:
+        PlanError: for a name or a type that matches nothing, a group that does not divide, a model that is quantized
+            already.
+        NonFiniteError: if a weight is NaN or infinite.
+
+    >>> quantize_weights(torch.nn.Linear(128, 16), group=32)
+    QLinear(128, 16, bias=True, int4 weights per group of 32 (axis 1))
+    """
+    _check_model(model)
+    if group is not None and group < 1:
+        raise PlanError("no such group", got=group, allowed="a positive number, or None")
+    default = WeightOnly(bits, PerChannel(0) if group is None else PerGroup(1, group), symmetric, refine)
+    chosen = choose(model, spec, default, lambda c, where: weight_only_how(c, where, default), USUAL, _can)
+    return swapped(model, chosen, encode)
+
+
+def _can(module: nn.Module) -> bool:
+    return leaf_class(module) is not None
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise PlanError("this is no eager module", got=type(model).__name__, allowed="torch.nn.Module",
+                        fix="pass the float module itself")
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def swapped(model: nn.Module, chosen: Mapping[str, LeafHow], make: Encode) -> nn.Module:
+    """A copy of a model with leaves at the chosen paths; weights that are one tensor get one set of codes.
+
+    Raises:
+        PlanError: if one of the modules cannot be such a leaf.
+    """
+    modules = dict(model.named_modules())
+    tied: dict[tuple[Any, ...], tuple[Tensor, QWeight]] = {}
+    memo: dict[int, Any] = {}
+    for path, how in chosen.items():
+        module = modules[path]
+        leaf = _leaf(module, how, path, _sharing(tied, make, how, path))
+        leaf.train(module.training)
+        memo[id(module)] = leaf
+    copied: nn.Module = copy.deepcopy(model, memo)  # what is in the memo is taken from there: no weight is copied
+    _without_fast_path(copied)
+    return copied
+
+
+def _sharing(
+    tied: dict[tuple[Any, ...], tuple[Tensor, QWeight]], make: Encode, how: LeafHow, path: str
+) -> MakeWeight:
+    """Codes of a weight, made once for every tensor and encoding."""
+
+    def of(weight: Tensor, name: str) -> QWeight:
+        key = (weight.data_ptr(), weight.shape, weight.stride(), _weight_part(how))
+        if key not in tied:
+            # kept with the weight: the address of one that is gone could be that of another
+            tied[key] = weight, make(weight, how, f"{path}.{name}" if path else name)
+        return tied[key][1]
+
+    return of
+
+
+def _weight_part(how: LeafHow) -> object:
+    """What of an encoding the codes depend on."""
+    return ("int8", how.weight, how.activation) if isinstance(how, Dynamic) else how
+
+
+def _leaf(module: nn.Module, how: LeafHow, path: str, make: MakeWeight) -> Leaf:
+    cls = leaf_class(module)
+    assert cls is not None
+    reason = cls.refusal(module, how) or _refusal(module, how)
+    if reason:
+        raise PlanError("a layer cannot be quantized like this", where=path or type(module).__name__, got=reason,
+                        fix=f"leave it out: spec={{..., {path!r}: None}}")
+    leaf = cls.from_float(module, how, make)
+    for name in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs",
+                 "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called"):
+        getattr(leaf, name).update(getattr(module, name))
+    return leaf
+
+
+def _refusal(module: nn.Module, how: LeafHow) -> str | None:
+    """Why no layer can be quantized like this; None if it can."""
+    hooks = {type(h).__name__ for h in getattr(module, "_forward_pre_hooks", {}).values()}
+    if hooks & {"WeightNorm", "SpectralNorm"}:
+        return "its weight is made anew at every call by a hook (weight_norm, spectral_norm)"
+    weights = [p for p in module.parameters(recurse=True) if p.ndim > 1]
+    if any(p.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64) for p in weights):
+        return "its weights are not real floating-point numbers"
+    long = isinstance(how, Dynamic) and not isinstance(module, EMBEDDINGS) and any(
+        p[0].numel() > _MAX_COLUMNS for p in weights)
+    return f"sums of more than {_MAX_COLUMNS} int8 products may overflow int32" if long else None
+
+
+def _without_fast_path(model: nn.Module) -> None:
+    """Keep ``nn.TransformerEncoder`` from handing the weights of its layers to one fused float operation."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(m, Leaf) for m in module.modules()):
+            module.activation_relu_or_gelu = 0
+        if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, Leaf) for m in module.modules()):
+            module.use_nested_tensor = False

@@ -1,0 +1,223 @@
+"""The weight of a leaf as integer codes: a module of plain buffers, which leaves that are tied share."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intact.arithmetic import quantize_weight
+from intact.errors import NonFiniteError, PlanError
+from intact.leaves.group_codes import group_codes, pack, unpack
+from intact.leaves.how import Dynamic, Float16, LeafHow, WeightOnly
+from intact.observers import weight_qparams
+from intact.private import fingerprint, pack_matrix
+from intact.types import INT8_NARROW, PerChannel, PerGroup, PerTensor, PerToken
+
+__all__ = ["Derived", "QWeight", "encode", "skeleton"]
+
+_FLOAT16_MAX = 65504.0
+
+
+class Derived:
+    """What products need besides the codes of a symmetric int8 weight.
+
+    Args:
+        codes: int8, its rows on axis 0. Kept, as is ``scale``: their addresses are not to be used again.
+        scale: ``()``, ``(rows,)`` or ``(rows, groups)``.
+    """
+
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        self.codes, self.scale = codes, scale
+        groups = scale.shape[1] if scale.ndim == 2 else 1
+        self.sums = codes.reshape(codes.shape[0], groups, -1).sum(2, dtype=torch.int32)
+        self.row_scale = scale if scale.ndim == 2 else scale.reshape(-1).expand(codes.shape[0]).contiguous()
+        self.offsets = (self.sums.to(torch.float32) * self.row_scale.reshape(codes.shape[0], -1)).sum(1)
+
+    @cached_property
+    def packed(self) -> Tensor:
+        """The codes of a matrix once more, laid out for the fast product."""
+        return pack_matrix(self.codes)
+
+
+class QWeight(nn.Module):
+    """Codes of a matrix (rows, columns), or of any tensor with its rows on axis 0.
+
+    ``state_dict`` has ``codes`` and, but for float16, ``scale`` and (not symmetric) ``zero_point``.
+
+    Args:
+        how: the encoding.
+        shape: of the weight.
+        codes: int8 (symmetric, 8 bits), uint8 (two a byte for 4 bits), or the float16 weight itself.
+        scale: ``()``, ``(rows,)`` or ``(rows, groups)``.
+        zero_point: uint8, the shape of ``scale``.
+
+    >>> from intact.leaves.how import Dynamic
+    >>> w = encode(torch.tensor([[0.5, -1.27]]), Dynamic())
+    >>> w.codes.tolist(), w.scale
+    ([[50, -127]], tensor([0.0100]))
+    """
+
+    codes: Tensor
+    scale: Tensor | None
+    zero_point: Tensor | None
+
+    def __init__(
+        self, how: LeafHow, shape: tuple[int, ...], codes: Tensor, scale: Tensor | None = None,
+        zero_point: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.how, self.shape = how, shape
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+        self._derived: tuple[object, Derived] | None = None
+
+    def extra_repr(self) -> str:
+        """Shape and encoding."""
+        return f"{tuple(self.shape)}, {self.how}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_derived": None}
+
+    def derived(self) -> Derived:
+        """What follows from codes and scales; made again when they were written to."""
+        codes, scale = self.codes, self.scale
+        assert scale is not None
+        lasting = not (codes.is_inference() or scale.is_inference())  # those do not say when they are written to
+        key = fingerprint((codes, scale)) if lasting else None
+        if self._derived is None or key is None or self._derived[0] != key:
+            self._derived = key, Derived(codes, scale)
+        return self._derived[1]
+
+    def rows(self, index: Tensor) -> Tensor:
+        """The rows of ``index`` (1-d) in float32."""
+        scale, zero = self.scale, self.zero_point
+        per_row = scale is not None and scale.ndim > 0
+        return self._real(self.codes[index], scale[index] if scale is not None and per_row else scale,
+                          zero[index] if zero is not None and per_row else zero)
+
+    def dequantize(self) -> Tensor:
+        """The whole weight in float32."""
+        return self._real(self.codes, self.scale, self.zero_point)
+
+    def _real(self, codes: Tensor, scale: Tensor | None, zero: Tensor | None) -> Tensor:
+        """Float32 numbers of some rows of codes."""
+        shape = (codes.shape[0], *self.shape[1:])
+        if scale is None:
+            return codes.to(torch.float32)
+        four = isinstance(self.how, WeightOnly) and self.how.bits == 4
+        columns = _columns(self.shape)
+        flat = (unpack(codes, columns) if four else codes).reshape(shape[0], columns)
+        real = flat.to(torch.float32)
+        if four and zero is None:
+            real = real.sub_(8.0)
+        if scale.ndim == 2:
+            real = real.reshape(shape[0], scale.shape[1], columns // scale.shape[1])
+        while scale.ndim and scale.ndim < real.ndim:
+            scale = scale.unsqueeze(-1)
+        if zero is not None:
+            real = real.sub_(zero.to(torch.float32).reshape(scale.shape))
+        return real.mul_(scale.to(torch.float32)).reshape(shape)
+
+
+def _columns(shape: tuple[int, ...]) -> int:
+    count = 1
+    for n in shape[1:]:
+        count *= n
+    return count
+
+
+def _groups(shape: tuple[int, ...], how: LeafHow, where: str) -> int | None:
+    """Groups in a row; None without groups.
+
+    Raises:
+        PlanError: if the size does not divide the row.
+    """
+    if isinstance(how, Float16) or not isinstance(how.weight, PerGroup):
+        return None
+    columns, size = _columns(shape), how.weight.size
+    if columns % size:
+        fits = [n for n in (16, 32, 64, 128, 256) if columns % n == 0]
+        raise PlanError("groups do not divide the rows of a weight", where=where, got=f"groups of {size} in {columns}",
+                        allowed=f"a divisor of {columns}, such as {', '.join(map(str, fits)) or columns}",
+                        fix="choose another group size, or leave the layer out")
+    return columns // size
+
+
+def encode(weight: Tensor, how: LeafHow, where: str = "") -> QWeight:
+    """Codes of a weight.
+
+    Raises:
+        PlanError: if its shape does not fit the encoding.
+        NonFiniteError: if it holds a NaN or an infinity.
+    """
+    w, shape = weight.detach().to(torch.float32), tuple(weight.shape)
+    if w.numel() == 0 or w.ndim < 2:
+        raise PlanError("no matrix to quantize", where=where, got=shape)
+    if not bool(torch.isfinite(w).all()):
+        bad = int((~torch.isfinite(w)).sum())
+        raise NonFiniteError("a weight is not finite", where=where, got=f"{bad} of {w.numel()}")
+    groups = _groups(shape, how, where)
+    match how:
+        case Float16():
+            return QWeight(how, shape, w.clamp(-_FLOAT16_MAX, _FLOAT16_MAX).to(torch.float16))
+        case WeightOnly():
+            return _encode_groups(w, how, shape, groups)
+        case Dynamic():
+            pass
+    if groups is not None:
+        rows = w.reshape(shape[0] * groups, -1)
+        q = quantize_weight(rows, weight_qparams(rows, INT8_NARROW, PerChannel(0), where=where))
+        return QWeight(how, shape, q.codes.reshape(shape), q.qparams.scale.reshape(shape[0], groups))
+    assert not isinstance(how.weight, PerGroup | PerToken)
+    q = quantize_weight(w, weight_qparams(w, INT8_NARROW, how.weight, where=where))
+    return QWeight(how, shape, q.codes, q.qparams.scale)
+
+
+def _encode_groups(w: Tensor, how: WeightOnly, shape: tuple[int, ...], groups: int | None) -> QWeight:
+    rows = w.reshape(1, -1) if isinstance(how.weight, PerTensor) else w.reshape(shape[0] * (groups or 1), -1)
+    q = group_codes(rows, how.bits, symmetric=how.symmetric, refine=how.refine, dtype=_scale_dtype(how))
+    codes = q.codes.reshape(shape[0], -1)
+    if how.bits == 4:
+        codes = pack(codes)
+    elif how.symmetric:
+        codes = (codes ^ 128).view(torch.int8).reshape(shape)
+    else:
+        codes = codes.reshape(shape)
+    grid = _scale_shape(shape, how, groups)
+    return QWeight(how, shape, codes, q.scale.reshape(grid), None if how.symmetric else q.zero.reshape(grid))
+
+
+def _scale_dtype(how: LeafHow) -> torch.dtype:
+    # bfloat16: 16 bits that reach every float32; the codes are chosen for the scale as stored
+    grouped = not isinstance(how, Float16) and isinstance(how.weight, PerGroup)
+    return torch.bfloat16 if grouped and isinstance(how, WeightOnly) else torch.float32
+
+
+def _scale_shape(shape: tuple[int, ...], how: LeafHow, groups: int | None) -> tuple[int, ...]:
+    if groups is not None:
+        return (shape[0], groups)
+    per_tensor = not isinstance(how, Float16) and isinstance(how.weight, PerTensor)
+    return () if per_tensor else (shape[0],)
+
+
+def skeleton(weight: Tensor, how: LeafHow, where: str = "") -> QWeight:
+    """What :func:`encode` makes, with codes of 0: to be filled by ``load_state_dict``.
+
+    >>> from intact.leaves.how import WeightOnly
+    >>> skeleton(torch.zeros(4, 64), WeightOnly()).codes.shape
+    torch.Size([4, 32])
+    """
+    shape = tuple(weight.shape)
+    groups = _groups(shape, how, where)
+    if isinstance(how, Float16):
+        return QWeight(how, shape, torch.zeros(shape, dtype=torch.float16))
+    scale = torch.ones(_scale_shape(shape, how, groups), dtype=_scale_dtype(how))
+    if isinstance(how, Dynamic):
+        return QWeight(how, shape, torch.zeros(shape, dtype=torch.int8), scale)
+    dtype = torch.int8 if how.symmetric and how.bits == 8 else torch.uint8
+    codes = torch.zeros((shape[0], (_columns(shape) + 1) // 2) if how.bits == 4 else shape, dtype=dtype)
+    return QWeight(how, shape, codes, scale, None if how.symmetric else torch.zeros(scale.shape, dtype=torch.uint8))

@@ -1,0 +1,108 @@
+"""The recurrent leaves: float mode equals torch for every flag; codes stay close; packed sequences and cells."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import intact
+from intact.leaves.how import Float16, LeafHow
+from intact.leaves.swap import swapped
+from intact.leaves.weight import QWeight
+
+TYPES = (nn.LSTM, nn.GRU, nn.RNN)
+
+
+class FloatWeight(QWeight):
+    """The float weight itself: what remains is the recurrence."""
+
+    def dequantize(self) -> torch.Tensor:
+        return self.codes
+
+
+def exact(weight: torch.Tensor, how: LeafHow, where: str) -> QWeight:
+    return FloatWeight(how, tuple(weight.shape), weight.detach().clone())
+
+
+def float_mode(net: nn.Module) -> nn.Module:
+    return swapped(net, {"": Float16()}, exact)
+
+
+def flat(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for v in value if v is not None for t in flat(v)]
+
+
+def close(a: Any, b: Any, tolerance: float = 1e-5) -> bool:
+    return all(x.shape == y.shape and float((x - y).detach().abs().max()) <= tolerance
+               for x, y in zip(flat(a), flat(b), strict=True))
+
+
+FLAGS = list(itertools.product(TYPES, (1, 3), (False, True), (True, False), (False, True), (0, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize(("kind", "layers", "bidirectional", "bias", "batch_first", "proj"), FLAGS)
+def test_float_mode_equals_torch_for_every_flag(kind, layers, bidirectional, bias, batch_first, proj) -> None:  # type: ignore[no-untyped-def]
+    if proj and kind is not nn.LSTM:
+        pytest.skip("only an LSTM has projections")
+    extra = {"proj_size": proj} if proj else {}
+    net = kind(4, 5, layers, bias=bias, batch_first=batch_first, bidirectional=bidirectional,
+               dropout=0.5 if layers > 1 else 0.0, **extra).eval()
+    ours = float_mode(net)
+    x, cells, out = torch.randn(3, 3, 4), layers * (2 if bidirectional else 1), proj or 5
+    h0 = torch.randn(cells, 3, out)
+    hx = (h0, torch.randn(cells, 3, 5)) if kind is nn.LSTM else h0
+    with torch.no_grad():
+        assert close(ours(x), net(x)) and close(ours(x, hx), net(x, hx))
+        one = tuple(s[:, 0] for s in hx) if kind is nn.LSTM else h0[:, 0]
+        assert close(ours(x[0], one), net(x[0], one)) and close(ours(x[0]), net(x[0]))
+        packed = pack_padded_sequence(x, [2, 3, 1], batch_first=batch_first, enforce_sorted=False)
+        mine, theirs = ours(packed, hx), net(packed, hx)
+        assert close(mine[1], theirs[1])
+        assert close(pad_packed_sequence(mine[0])[0], pad_packed_sequence(theirs[0])[0])
+        assert close(ours(packed)[1], net(packed)[1])
+
+
+def test_relu_and_sorted_packed_sequences() -> None:
+    net = nn.RNN(4, 5, 2, nonlinearity="relu", bidirectional=True).eval()
+    x = pack_padded_sequence(torch.randn(6, 3, 4), [6, 4, 1])
+    mine, theirs = float_mode(net)(x), net(x)
+    assert torch.equal(mine[0].batch_sizes, theirs[0].batch_sizes) and mine[0].sorted_indices is None
+    assert close(mine[0].data, theirs[0].data) and close(mine[1], theirs[1])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+@pytest.mark.parametrize("bias", [True, False])
+def test_float_cells_equal_torch(kind: type[nn.Module], bias: bool) -> None:
+    net = kind(4, 5, bias=bias)
+    ours, x, h = float_mode(net), torch.randn(3, 4), torch.randn(3, 5)
+    hx = (h, torch.randn(3, 5)) if kind is nn.LSTMCell else h
+    one = tuple(s[0] for s in hx) if kind is nn.LSTMCell else h[0]
+    assert close(ours(x), net(x)) and close(ours(x, hx), net(x, hx)) and close(ours(x[0], one), net(x[0], one))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_codes_are_close_and_dropout_is_for_training_only(kind: type[nn.Module]) -> None:
+    net = kind(32, 48, 2, dropout=0.5, bidirectional=True)
+    q, x = intact.quantize_dynamic(net.eval()), torch.randn(9, 4, 32)
+    assert torch.equal(q(x)[0], q(x)[0])
+    assert float(((q(x)[0] - net(x)[0]).pow(2).mean() / net(x)[0].pow(2).mean()).detach()) < 1e-3
+    q.train()
+    assert not torch.equal(q(x)[0], q(x)[0])
+
+
+@pytest.mark.parametrize(("x", "hx", "words"), [
+    (torch.zeros(0, 2, 4), None, "no steps"),
+    (torch.zeros(3, 2, 5), None, "does not fit"),
+    (torch.zeros(3, 2, 4), (torch.zeros(1, 3, 5), torch.zeros(1, 2, 5)), "initial state"),
+])
+def test_bad_sequences(x: torch.Tensor, hx: Any, words: str) -> None:
+    with pytest.raises(intact.IntactError, match=words):
+        intact.quantize_dynamic(nn.LSTM(4, 5))(x, hx)
