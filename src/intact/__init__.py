@@ -21,6 +21,7 @@ from intact.api import (
     prepare,
     quantize,
     save,
+    smooth,
     statistics,
 )
 from intact.engine import QModel
@@ -149,6 +150,7 @@ __all__ = [
     "register_target",
     "reset_qconfig",
     "save",
+    "smooth",
     "statistics",
     "sync_ema_fakequant_qconfig",
     "tqt_qconfig",

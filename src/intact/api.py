@@ -12,7 +12,8 @@ from typing import Any, cast, overload
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from intact.algorithms import correct_bias
+from intact.algorithms import correct_bias, smooth
+from intact.algorithms.smooth import SAMPLES
 from intact.analysis import Latency, Report, Sizes, Statistics, compare_models, tensor_statistics
 from intact.calibration import calibrate
 from intact.engine import QModel, convert
@@ -21,10 +22,19 @@ from intact.engine import save as _save_integer
 from intact.errors import CalibrationError, CaptureError, ExportError, IntactError, PlanError
 from intact.exporters import Certificate, export_onnx, float_onnx, latencies
 from intact.graph import FloatModel
+from intact.graph.attention import attention_softmaxes
 from intact.graph.capture import capture as _capture_module
 from intact.graph.capture import capture_program as _capture_program
-from intact.graph.passes import DEFAULT_PASSES, EqualizeChannels, Pass, repeated_passes, transform
+from intact.graph.passes import (
+    DEFAULT_PASSES,
+    EqualizeChannels,
+    Pass,
+    SmoothChannels,
+    repeated_passes,
+    transform,
+)
 from intact.graph.signature import Parameters, samples_in
+from intact.graph.tree import first_tensor
 from intact.leaves import has_leaves, load_leaves, save_leaves
 from intact.planning import Recipe, plan
 from intact.simulation import QFloatModel, prepare
@@ -42,6 +52,7 @@ __all__ = [
     "prepare",
     "quantize",
     "save",
+    "smooth",
     "statistics",
 ]
 
@@ -143,7 +154,7 @@ def quantize(
     example_inputs: Any = None,
     progress: bool | None = None,
 ) -> QModel:
-    """Quantize a module in one call: capture, plan, prepare, calibrate, convert.
+    """Quantize a module in one call: capture, plan, prepare, calibrate, convert; of a model with attention also smooth.
 
     Args:
         model: an unmodified float module, which is not changed; or what :func:`capture` gave; or a program of
@@ -177,6 +188,7 @@ def quantize(
         get_target(target)
         if data is not None:
             fm, data = captured(model, data, example_inputs=example_inputs)
+            fm, data = _smoothed(fm, data, target, recipe)
         elif isinstance(model, nn.Module) and example_inputs is None:
             raise CalibrationError("there is no data", got="NoneType",
                                    fix="pass a list of batches, such as [x], or a DataLoader")
@@ -190,6 +202,24 @@ def quantize(
         raise CalibrationError("there is no data", got=f"{len(missing)} ranges that nothing has trained: "
                                f"{', '.join(missing[:5])}", fix="pass calibration batches")
     return convert(calibrate(qfloat, data, progress=progress))
+
+
+def _smoothed(
+    fm: FloatModel, data: Iterable[Any], target: str | Target, recipe: Recipe | None
+) -> tuple[FloatModel, Iterable[Any]]:
+    """A model with attention, smoothed on the first batches, and data that still holds them."""
+    if fm.smoothing or fm.hints or not attention_softmaxes(fm.graph):
+        return fm, data
+    chosen = plan(fm, target=target, recipe=recipe)
+    iterator, head, samples = iter(data), [], 0
+    for item in iterator:
+        head.append(item)
+        first = first_tensor(item)
+        samples += 1 if first is None else first.shape[0]
+        if samples >= SAMPLES:
+            break
+    rest = itertools.chain(head, iterator) if iterator is data else data
+    return (smooth(fm, head, plan=chosen) if head else fm), rest
 
 
 def _first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
@@ -323,10 +353,12 @@ def compare(
     """
     if not isinstance(q, QModel):
         raise IntactError("compare takes the integer model second", got=type(q).__name__, allowed="QModel")
-    steps = q.info.get("equalization", {})
-    model, data = captured(net, data, passes=repeated_passes(steps))
+    steps, smoothing = q.info.get("equalization", {}), q.info.get("smoothing", {})
+    model, data = captured(net, data, passes=repeated_passes(steps, smoothing))
     if steps and not model.equalization:  # a captured model, to which it was not done yet
         model = transform(model, [EqualizeChannels(steps=steps)])
+    if smoothing and not model.smoothing:
+        model = transform(model, [SmoothChannels(smoothing)])
     measured, sizes = _measure(model, q) if latency else (None, None)
     return compare_models(model, q, data, metric=metric, latency=measured, sizes=sizes, progress=progress)
 

@@ -202,7 +202,7 @@ class _Score:
 def _float_model(net: nn.Module | FloatModel, q: QModel, example: Any) -> FloatModel:
     """The captured float model, whose edges must be those of ``q``."""
     model = net if isinstance(net, FloatModel) else transform(
-        capture(net, example), repeated_passes(q.info.get("equalization", {})))
+        capture(net, example), repeated_passes(q.info.get("equalization", {}), q.info.get("smoothing")))
     mine, theirs = list(model.graph), list(q.graph)
     for a, b in zip(mine, theirs, strict=False):
         if (a.name, a.op, a.inputs, a.shape) != (b.name, b.op, b.inputs, b.shape):

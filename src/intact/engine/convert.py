@@ -58,6 +58,7 @@ def _info(qfloat: QFloatModel) -> dict[str, Any]:
         "coverage": {"macs": cover.macs, "integer_macs": cover.integer_macs, "weight_bytes": cover.weight_bytes,
                      "integer_weight_bytes": cover.integer_weight_bytes},
         "equalization": {k: list(v) for k, v in qfloat.float_model.equalization.items()},
+        "smoothing": {k: {n: list(s) for n, s in v.items()} for k, v in qfloat.float_model.smoothing.items()},
         "notes": [list(n) for n in (*plan.notes, *qfloat.bound.notes)],
         "versions": {"torch": torch.__version__.split("+")[0]},
     }

@@ -34,6 +34,7 @@ class FloatModel:
         opaque: calls of submodules that could not be captured, each run as one float call.
         notes: what capture and the passes have to tell (path, sentence).
         equalization: by how many quarter octaves each channel of an edge was enlarged.
+        smoothing: by how many quarter octaves each channel of an edge was made smaller, and which were copied.
         sources: the user's own parameters and buffers, from which ``params`` are made.
         derived: how those parameters are made that are not simply the user's.
         buffers: names among the sources that no optimizer may touch.
@@ -50,6 +51,7 @@ class FloatModel:
     opaque: Mapping[str, OpaqueCall] = field(default_factory=dict)
     notes: tuple[tuple[str, str], ...] = ()
     equalization: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    smoothing: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)
     sources: Mapping[str, Tensor] = field(default_factory=dict)
     derived: Mapping[str, Derived] = field(default_factory=dict)
     buffers: frozenset[str] = frozenset()

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from intact.errors import PlanError
-from intact.graph import FloatModel, Graph, Hint, Node
+from intact.graph import PASSIVE_OPS, FloatModel, Graph, Hint, Node
+from intact.graph.attention import attention_softmaxes
 from intact.graph.ir import resolve_shape
 from intact.planning.hints import hints_by_node, how_of
 from intact.planning.plan import Coverage, Decision, Plan, Rejection, WeightSpec
@@ -132,6 +133,7 @@ def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How], wish: 
     users, outputs = graph.consumers(), set(graph.outputs)
     causes: dict[str, str] = {}  # node that is float because of an operand -> the first one to be float
     light = [n for n in graph if n.op not in _STRUCTURE and n.op in target.rules and not target.rules[n.op].macs]
+    kept = _accumulators(graph, target) if attention_softmaxes(graph) else {}
     changed = True
     while changed:  # a light operation is quantized only between integer operations
         changed = False
@@ -140,6 +142,8 @@ def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How], wish: 
                 continue
             ends = target.rules[node.op].output is Output.FREE
             reason = _light_reason(node, graph, reasons, users[node.name], node.name in outputs, ends)
+            if reason is None and kept and node.name not in outputs:
+                reason = _beside_attention(node, graph, kept, all(u.name in reasons for u in users[node.name]))
             if reason is not None:
                 source = next((i for i in node.inputs if i in reasons), None)
                 if source is not None and reason == _OPERAND.format(source):
@@ -202,6 +206,32 @@ def _light_reason(node: Node, graph: Graph, reasons: Mapping[str, str], users: l
     if loses and all(u.name in reasons for u in users):
         return "only float operations read it"
     return None
+
+
+def _accumulators(graph: Graph, target: Target) -> dict[str, str]:
+    """Edges that hold what a product left in its accumulator, moved or not, and that product."""
+    found: dict[str, str] = {}
+    for node in graph:
+        rule = target.rules.get(node.op)
+        if rule is not None and rule.macs and rule.output is Output.FREE_OR_ACCUMULATOR:
+            found[node.name] = node.name
+        elif node.op in PASSIVE_OPS and node.inputs[0] in found:
+            found[node.name] = found[node.inputs[0]]
+    return found
+
+
+def _beside_attention(node: Node, graph: Graph, kept: Mapping[str, str], read_in_float: bool) -> str | None:
+    """Why an operation on the sums of products stays in float in a model with attention, or None.
+
+    8 bits between a product and its activation function, and 8 more behind it, cost more there than all the products
+    together. A factor only changes the scale, so it may stay.
+    """
+    sources = [i for i in node.inputs if graph[i].op != "constant"]
+    if node.op == "mul_scalar" or not all(i in kept for i in sources):
+        return None
+    if node.op in PASSIVE_OPS and not read_in_float:
+        return None
+    return f"takes the sums of '{kept[sources[0]]}' as they are: a model with attention loses too much in 8 bits"
 
 
 def _weights(

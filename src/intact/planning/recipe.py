@@ -119,7 +119,8 @@ class Quant:
         weight_observer: ``"minmax"``, ``"mse"``, or ``"auto"``: minmax at 8 bits and more, where clipping weights
             costs more than it saves (measured on ResNet-20: 37.5 against 36.9 dB), mse below.
         activation_observer: a registered observer: ``"mse"``, ``"minmax"``, ``"percentile"``, ``"entropy"``,
-            ``"moving_average"``.
+            ``"moving_average"``; or ``"auto"``: mse, but minmax for what linear layers and matrix products read in a
+            model with attention (measured on MiniLM: a mean cosine of 0.997 against 0.993).
         bias_correction: let the integer bias take up the mean of what rounding the weights does to the output
             (Nagel et al., "Data-free quantization through weight equalization and bias correction", 2019). Part of
             calibration; :func:`intact.correct_bias` is a step of its own, for what all else does to the means.
@@ -140,7 +141,7 @@ class Quant:
     weight_symmetric: bool = True
     activation_symmetric: bool = False
     weight_observer: Literal["auto", "minmax", "mse"] = "auto"
-    activation_observer: str = "mse"
+    activation_observer: str = "auto"
     bias_correction: bool = True
     weight_quantizer: str = "observed"
     activation_quantizer: str = "observed"
@@ -166,10 +167,10 @@ class Quant:
                                 fix=f"did you mean {near[0]!r}?" if near else None)
         if self.weight_observer not in ("auto", "minmax", "mse"):
             raise PlanError("unknown weight observer", got=self.weight_observer, allowed="auto, minmax, mse")
-        if self.activation_observer not in OBSERVERS:
+        if self.activation_observer != "auto" and self.activation_observer not in OBSERVERS:
             near = difflib.get_close_matches(self.activation_observer, OBSERVERS, n=1, cutoff=0.3)
             raise PlanError("unknown activation observer", got=self.activation_observer,
-                            allowed=", ".join(OBSERVERS), fix=f"did you mean {near[0]!r}?" if near else None)
+                            allowed=", ".join(["auto", *OBSERVERS]), fix=f"did you mean {near[0]!r}?" if near else None)
 
     def __str__(self) -> str:
         return f"W{self.weight_bits}A{self.activation_bits}"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from intact.graph import PASSIVE_OPS, Graph, Node
+from intact.graph.attention import attention_softmaxes
 from intact.planning.plan import Decision
 from intact.planning.recipe import How, Quant, Recipe
 from intact.targets import Output, Target
@@ -20,7 +21,7 @@ def edge_specs(
 ) -> dict[str, QSpec]:
     """Edge name to spec, for every edge whose codes something makes or reads."""
     users, outputs = graph.consumers(), set(graph.outputs)
-    settings = _settings(graph, decisions, hows, users)
+    settings = _with_observers(graph, _settings(graph, decisions, hows, users), users)
     specs: dict[str, QSpec] = {}
     for node in graph:
         integer = decisions[node.name].integer
@@ -67,6 +68,25 @@ def _settings(
             continue
         found[node.name] = max(wishes, key=lambda q: q.activation_bits) if wishes else default
     return found
+
+
+def _with_observers(graph: Graph, settings: Mapping[str, Quant], users: Mapping[str, list[Node]]) -> dict[str, Quant]:
+    """The same, with an observer where the choice was left to the plan.
+
+    ``mse``; but what linear layers and products read in a model with attention keeps its extremes at 8 bits and more:
+    they are few, and the model hangs on them (the first token's channels, a hundred times the others).
+    """
+    attends = bool(attention_softmaxes(graph))
+
+    def multiplied(edge: str) -> bool:
+        return any(u.op in ("linear", "matmul") or (u.op in PASSIVE_OPS | {"mul_scalar"} and multiplied(u.name))
+                   for u in users[edge])
+
+    return {
+        name: how if how.activation_observer != "auto" else replace(
+            how, activation_observer="minmax" if attends and how.activation_bits >= 8 and multiplied(name) else "mse")
+        for name, how in settings.items()
+    }
 
 
 def _free(node: Node, how: Quant, target: Target) -> Free:

@@ -60,6 +60,6 @@ def _is_the_layer(model: FloatModel, node: Node, hint: Hint) -> bool:
 
 def _in_force(model: FloatModel, plan: Plan) -> dict[str, Hint]:
     """Hints that no rule has overruled; ranges of channels that were equalized since mean nothing any more."""
-    if model.equalization:
+    if model.equalization or model.smoothing:
         return {}
     return {name: hint for name, hint in plan.hinted.items() if plan.decisions[name].integer}

@@ -7,6 +7,7 @@ from intact.graph.passes.equalize import EqualizeChannels
 from intact.graph.passes.fold_batch_norm import FoldBatchNorm, split_sources
 from intact.graph.passes.fuse_activation import FuseActivation
 from intact.graph.passes.order_operands import OrderOperands
+from intact.graph.passes.smooth_channels import SmoothChannels
 from intact.graph.passes.standalone_batch_norm import StandaloneBatchNorm
 from intact.graph.passes.transposed_conv import TransposedConv
 
@@ -17,6 +18,7 @@ __all__ = [
     "FuseActivation",
     "OrderOperands",
     "Pass",
+    "SmoothChannels",
     "StandaloneBatchNorm",
     "TransposedConv",
     "repeated_passes",
@@ -30,9 +32,10 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
 )
 
 
-def repeated_passes(equalization: Mapping[str, Sequence[int]]) -> tuple[Pass, ...]:
-    """The default passes, with the equalization of an earlier run if there was one."""
-    if not equalization:
-        return DEFAULT_PASSES
+def repeated_passes(
+    equalization: Mapping[str, Sequence[int]], smoothing: Mapping[str, Mapping[str, Sequence[int]]] | None = None
+) -> tuple[Pass, ...]:
+    """The default passes, with the equalization and the smoothing of an earlier run if there were any."""
     at = next(i for i, p in enumerate(DEFAULT_PASSES) if p.name == "fuse_activation") + 1
-    return (*DEFAULT_PASSES[:at], EqualizeChannels(steps=equalization), *DEFAULT_PASSES[at:])
+    equalize = (EqualizeChannels(steps=equalization),) if equalization else ()
+    return (*DEFAULT_PASSES[:at], *equalize, *DEFAULT_PASSES[at:], *([SmoothChannels(smoothing)] if smoothing else []))
