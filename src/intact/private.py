@@ -62,7 +62,8 @@ def _fast_is_exact() -> bool:
 
 def pack_matrix(w: Tensor) -> Tensor:
     """An int8 matrix (n, k) in the layout that :func:`packed_matmul` takes."""
-    packed: Tensor = torch.ops.onednn.qlinear_prepack(w, None)
+    # contiguous: a transposed view is taken for what it is a view of (torch 2.13), silently if it is square
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(w.contiguous(), None)
     return packed
 
 

@@ -16,6 +16,7 @@ from intact.leaves.group_codes import group_codes, pack, unpack
 from intact.leaves.how import Dynamic, LeafHow, WeightOnly
 from intact.leaves.product import product, scaled_products
 from intact.leaves.weight import QWeight, encode
+from intact.private import pack_matrix, packed_matmul, packed_matmul_is_exact
 from intact.types import PerChannel, PerGroup, PerTensor, PerToken
 
 SIZES = st.integers(1, 40)
@@ -149,3 +150,12 @@ def test_gradients_flow_through_weight_only_layers() -> None:
     assert x.grad is not None and bool(x.grad.any())
     y = product(x, encode(torch.randn(4, 64), Dynamic()))
     assert not y.requires_grad
+
+
+def test_packing_a_view_is_packing_what_is_seen() -> None:
+    w = torch.randint(-127, 128, (32, 32), dtype=torch.int8).t()
+    x = torch.randint(0, 256, (20, 32), dtype=torch.uint8)
+    if not packed_matmul_is_exact():
+        pytest.skip("this CPU has no exact packed kernel")
+    want = (x.to(torch.int32) @ w.to(torch.int32).t()).to(torch.float32)
+    assert torch.equal(packed_matmul(x, pack_matrix(w), torch.ones(32)), want)

@@ -183,6 +183,30 @@ def test_tied_weights_keep_one_storage_when_moved() -> None:
     assert q["table"].qweight is q["head"].qweight
 
 
+class Conv1D(nn.Module):
+    """As Hugging Face's: weight (in, out)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(32, 32)), nn.Parameter(torch.randn(32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight + self.bias
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_weights_that_are_stored_transposed(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Conv1D, "__module__", "transformers.pytorch_utils")
+    net, x = Conv1D(), torch.randn(rows, 32)
+    strided = nn.Linear(32, 32)
+    strided.weight = nn.Parameter(torch.randn(32, 32).t())
+    for module in (net, strided):
+        for q in (intact.quantize_dynamic(module), intact.quantize_weights(module, bits=8, group=None)):
+            assert float((q(x) - module(x)).detach().std() / module(x).detach().std()) < 0.02
+            assert q.weight.shape == module.weight.shape
+            assert all(b.is_contiguous() for b in q.buffers())
+
+
 def test_embeddings_match_torch_in_all_modes() -> None:
     index, offsets = torch.tensor([1, 2, 4, 2, 0, 3]), torch.tensor([0, 0, 3])
     for mode in ("sum", "mean", "max"):

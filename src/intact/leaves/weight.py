@@ -154,7 +154,7 @@ def encode(weight: Tensor, how: LeafHow, where: str = "") -> QWeight:
         PlanError: if its shape does not fit the encoding.
         NonFiniteError: if it holds a NaN or an infinity.
     """
-    w, shape = weight.detach().to(torch.float32), tuple(weight.shape)
+    w, shape = weight.detach().to(torch.float32).contiguous(), tuple(weight.shape)
     if w.numel() == 0 or w.ndim < 2:
         raise PlanError("no matrix to quantize", where=where, got=shape)
     if not bool(torch.isfinite(w).all()):
