@@ -14,7 +14,7 @@ from intact.graph.passes.smooth_channels import STEPS, divisors, split_columns
 from intact.observers import range_to_qparams, weight_qparams
 from intact.types import INT8_NARROW, UINT8, Free, PerChannel, QType
 
-__all__ = ["Seen", "candidates", "choose", "outliers", "output_error"]
+__all__ = ["Seen", "candidates", "choose", "outliers", "output_error", "telling_rows"]
 
 #: migration strengths: how much of the spread of the activations' ranges (in the logarithm) moves into the weights
 STRENGTHS = (0.5, 0.65, 0.8, 0.9)
@@ -26,6 +26,10 @@ LARGEST = 12
 _DWARFS, _RANK = 2.0, 8
 #: copies of one channel, and of all as a share of the channels
 _MOST, _SHARE = 32, 1 / 32
+#: copies cost a little time: they have to earn it
+_WORTH = 0.9
+#: outputs of a layer that errors are measured on, and how many of these are the largest
+_OUTPUTS, _FURTHEST = 192, 16
 
 
 @dataclass(eq=False)
@@ -93,15 +97,29 @@ def outliers(weight: Tensor) -> list[int]:
     return sorted(found)
 
 
+def telling_rows(weight: Tensor, largest: Tensor) -> Tensor:
+    """Enough rows of a weight (out, in) to know its error by: those that reach furthest, and some of the others.
+
+    >>> telling_rows(torch.ones(1000, 4), torch.ones(4)).shape
+    torch.Size([192, 4])
+    """
+    if len(weight) <= _OUTPUTS:
+        return weight
+    order = (weight.abs() * largest).amax(1).argsort(descending=True, stable=True)
+    rest = order[_FURTHEST:]
+    some = rest[torch.arange(_OUTPUTS - _FURTHEST) * len(rest) // (_OUTPUTS - _FURTHEST)]
+    return weight[torch.cat([order[:_FURTHEST], some])]
+
+
 def output_error(
     seen: Seen, weights: Sequence[Tensor], steps: Sequence[int], copies: Sequence[int] = (),
-    activation: QType = UINT8, weight: QType = INT8_NARROW,
+    activation: QType = UINT8, weight: QType = INT8_NARROW, wanted: Sequence[Tensor] | None = None,
 ) -> float:
     """Error of the layers' outputs in integers, as a share of their power, averaged over rows.
 
     Each row by itself: a normalisation that follows divides each by its own power, so that the one row in a hundred
     whose values are a hundred times larger says no more than the others. What is the same in every row is left out,
-    for the bias takes it up.
+    for the bias takes it up. ``wanted`` is ``rows @ w.T`` of each weight, if it is known.
     """
     factor, rows = divisors(steps), torch.cat(seen.rows)
     low, high = (seen.low / factor).min(), (seen.high / factor).max()
@@ -110,13 +128,12 @@ def output_error(
     index = torch.tensor(list(copies), dtype=torch.int64)
     codes = torch.cat([codes, codes.index_select(1, index)], 1)
     total = 0.0
-    for w in weights:
+    for w, exact in zip(weights, wanted or [rows @ w.t() for w in weights], strict=True):
         wide = split_columns((w * factor).to(torch.float32), copies)
         rounded = quantize_weight(wide, weight_qparams(wide, weight, PerChannel(0))).dequantize()
-        wanted = rows @ w.t()
-        error = codes @ rounded.t() - wanted
+        error = codes @ rounded.t() - exact
         error = error - error.mean(0)
-        power = wanted.square().sum(1)
+        power = exact.square().sum(1)
         total += float((error.square().sum(1) / power.clamp(min=float(power.mean()) * 1e-6 + 1e-30)).mean())
     return total
 
@@ -132,20 +149,17 @@ def choose(seen: Seen, weights: Sequence[Tensor], copied: bool, activation: QTyp
         activation: encoding of the activation.
         weight: encoding of the weights.
     """
-    best: tuple[list[int], list[int], float] = ([], [], math.inf)
-    tried: list[tuple[float, list[int]]] = []
-    for steps in candidates(seen.largest, weights):
-        tried.append((output_error(seen, weights, steps, (), activation, weight), steps))
+    steps_tried = candidates(seen.largest, weights)
+    weights = [telling_rows(w, seen.largest) for w in weights]
+    rows = torch.cat(seen.rows)
+    wanted = [rows @ w.t() for w in weights]
+    tried = [(output_error(seen, weights, steps, (), activation, weight, wanted), steps) for steps in steps_tried]
     error, steps = min(tried, key=lambda t: t[0])
-    best = steps, [], error
+    best: tuple[list[int], list[int], float] = (steps, [], error)
     for _, steps in sorted(tried, key=lambda t: t[0])[:3] if copied else ():
         copies = outliers(torch.cat([w * divisors(steps) for w in weights]))
-        error = output_error(seen, weights, steps, copies, activation, weight) if copies else math.inf
+        error = output_error(seen, weights, steps, copies, activation, weight, wanted) if copies else math.inf
         if error < best[2] * _WORTH:
             best = steps, copies, error
     before = tried[0][0]
     return best[0], best[1], best[2] / before if before > 0.0 else 1.0
-
-
-#: copies cost a little time: they have to earn it
-_WORTH = 0.9
