@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from intact.errors import IntactError
 from intact.graph import FloatModel, Graph, Node
+from intact.graph.attention import given_masks
 from intact.graph.float_model import run_node
 from intact.graph.opaque import OpaqueCall
 from intact.graph.signature import Signature
@@ -70,7 +72,8 @@ class QModel:
         """What the float model gives, computed in integers; the user's structure of float tensors.
 
         Raises:
-            IntactError: if an input is missing, has the wrong shape or dtype, or is not finite.
+            IntactError: if an input is missing, has the wrong shape or dtype, or is not finite (a mask may have
+                infinities).
         """
         self._check_finite(args, kwargs)
         return self.program.run(args, kwargs, integer=True)
@@ -80,10 +83,16 @@ class QModel:
         self._check_finite(args, kwargs)
         return self.program.codes(args, kwargs, integer=True)
 
+    @cached_property
+    def _masks(self) -> frozenset[str]:
+        return given_masks(self.graph)
+
     def _check_finite(self, args: Any, kwargs: Any) -> None:
         for name, x in self.signature.bind(args, kwargs).items():
             if x.is_floating_point() and x.numel():
                 low, high = torch.aminmax(x)
+                if name in self._masks and not bool(torch.isnan(low) | torch.isnan(high)):
+                    continue
                 if not bool(torch.isfinite(low) & torch.isfinite(high)):
                     raise IntactError("an input is not finite", where=name,
                                       got=f"{int((~torch.isfinite(x)).sum())} values", fix="mend the data")
