@@ -99,6 +99,32 @@ def test_scales_are_those_without_a_mask() -> None:
         assert scales(kind) == pytest.approx(scales(MaskKind.NONE), rel=1e-5)
 
 
+@pytest.mark.parametrize("low", [-torch.inf, torch.finfo(torch.float32).min, -1e4])
+def test_a_mask_that_is_given_is_never_a_code(low: float) -> None:
+    """It comes in as numbers, so that nothing but its use says what it is; here read by two layers, and moved."""
+
+    class Given(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            mask = mask[:, None, :].expand(-1, 6, -1)
+            for layer in (self.first, self.second):
+                x = (layer(x) @ x.transpose(-2, -1) + mask).reshape(-1, 36).reshape(-1, 6, 6).softmax(-1) @ x
+            return x
+
+    mask = torch.zeros(16, 6)
+    mask[:, 4:] = low
+    net, x = Given().eval(), torch.randn(16, 6, 8)
+    q = intact.quantize(net, [{"x": x, "mask": mask}])
+    coded = {n.name for n in q.graph if n.name in q.qparams and q.qparams[n.name].qtype.bits == 8}
+    assert not coded & {"mask", "expand"}
+    assert max(float(q.qparams[n].scale) for n in coded) < 1.0
+    with torch.no_grad():
+        assert cosine(net(x, mask), q(x=x, mask=mask)) > 0.999
+
+
 def test_a_mask_that_is_not_a_number_is_named() -> None:
     class Broken(torch.nn.Module):
         def __init__(self) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from intact.graph.ir import PASSIVE_OPS, Graph, Node
+from intact.graph.ir import MAC_OPS, PASSIVE_OPS, Graph, Node
 
-__all__ = ["attention_softmaxes"]
+__all__ = ["attention_softmaxes", "given_masks", "scores"]
 
 
 def attention_softmaxes(graph: Graph) -> tuple[str, ...]:
@@ -17,6 +17,36 @@ def attention_softmaxes(graph: Graph) -> tuple[str, ...]:
     """
     users = graph.consumers()
     return tuple(n.name for n in graph if n.op == "softmax" and _multiplied(n.name, users))
+
+
+def scores(graph: Graph) -> dict[str, str]:
+    """What lies between products and such a softmax: scaled scores, and the masks that are added to them.
+
+    Edge to softmax. Masks reach down to -1e4 and to the lowest number of all, so none of this can have 8-bit codes.
+
+    >>> scores(Graph((Node("x", "input"), Node("y", "softmax", ("x",))), {"kind": "edge", "name": "y"}))
+    {}
+    """
+    index, found = graph.index, {}
+    for softmax in attention_softmaxes(graph):
+        waiting = list(index[softmax].inputs)
+        while waiting:
+            node = index[waiting.pop()]
+            if node.name not in found and node.op not in MAC_OPS | {"input", "constant"}:
+                found[node.name] = softmax
+                waiting += node.inputs
+    return found
+
+
+def given_masks(graph: Graph) -> frozenset[str]:
+    """Inputs that are added to scores and read by nothing else: they may hold infinities.
+
+    >>> given_masks(Graph((Node("x", "input"),), {"kind": "edge", "name": "x"}))
+    frozenset()
+    """
+    between, users = scores(graph), graph.consumers()
+    return frozenset(n.name for n in graph.inputs
+                     if users[n.name] and all(u.name in between for u in users[n.name]) and n.name not in graph.outputs)
 
 
 def _multiplied(edge: str, users: Mapping[str, list[Node]]) -> bool:

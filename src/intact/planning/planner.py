@@ -8,7 +8,7 @@ from typing import Literal
 
 from intact.errors import PlanError
 from intact.graph import PASSIVE_OPS, FloatModel, Graph, Hint, Node
-from intact.graph.attention import attention_softmaxes
+from intact.graph.attention import attention_softmaxes, scores
 from intact.graph.ir import resolve_shape
 from intact.planning.hints import hints_by_node, how_of
 from intact.planning.plan import Coverage, Decision, Plan, Rejection, WeightSpec
@@ -124,10 +124,13 @@ def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How], wish: 
     """Every node that stays in float, with its reason."""
     graph = model.graph
     reasons: dict[str, str] = {}
+    to_softmax = scores(graph)
     for node in graph:
         how = hows[node.name]
         reason = how.reason or _said(node, graph, wish) if isinstance(how, Float) and node.op not in _STRUCTURE else \
             _own_reason(node, model, target)
+        if reason is None and node.name in to_softmax:
+            reason = f"on the way to '{to_softmax[node.name]}': scores and masks stay as they are"
         if reason is not None:
             reasons[node.name] = reason
     users, outputs = graph.consumers(), set(graph.outputs)
