@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from intact.graph.ir import MAC_OPS, PASSIVE_OPS, Graph, Node
 
-__all__ = ["attention_softmaxes", "given_masks", "scores"]
+__all__ = ["attention_softmaxes", "scores"]
 
 
 def attention_softmaxes(graph: Graph) -> tuple[str, ...]:
@@ -36,17 +36,6 @@ def scores(graph: Graph) -> dict[str, str]:
                 found[node.name] = softmax
                 waiting += node.inputs
     return found
-
-
-def given_masks(graph: Graph) -> frozenset[str]:
-    """Inputs that are added to scores and read by nothing else: they may hold infinities.
-
-    >>> given_masks(Graph((Node("x", "input"),), {"kind": "edge", "name": "x"}))
-    frozenset()
-    """
-    between, users = scores(graph), graph.consumers()
-    return frozenset(n.name for n in graph.inputs
-                     if users[n.name] and all(u.name in between for u in users[n.name]) and n.name not in graph.outputs)
 
 
 def _multiplied(edge: str, users: Mapping[str, list[Node]]) -> bool:
