@@ -68,8 +68,8 @@ class QModel:
         """What the float model gives, computed in integers; the user's structure of float tensors.
 
         Raises:
-            IntactError: if an input is missing, has the wrong shape or dtype, or is not finite (but for masks, which have
-                no codes).
+            IntactError: if an input is missing, has the wrong shape or dtype, or is not finite (but for masks,
+                which have no codes).
         """
         check_finite(self.signature.bind(args, kwargs), self.qparams)
         return self.program.run(args, kwargs, integer=True)
