@@ -80,6 +80,9 @@ def test_settings_that_cannot_work(change, message):
         intact.train(prepared(), settings.pop("data"), **settings)
     with pytest.raises(TrainingError):
         Distill(temperature=0.0)
+    with pytest.raises(TrainingError, match="two learning rates"):
+        qfloat = prepared()
+        intact.train(qfloat, batches(), lr=0.1, optimizer=torch.optim.SGD(qfloat.parameters(), lr=0.1))
     with pytest.raises(TrainingError, match="not calibrated"):
         intact.train(prepared(calibrated=False), batches())
 

@@ -19,8 +19,8 @@ from intact.errors import CalibrationError, IntactError, NonFiniteError
 from intact.graph import FloatModel, Graph, Node
 from intact.graph.ir import resolve_shape
 from intact.graph.signature import split_batch
-from intact.observers import make_observer
 from intact.simulation import QFloatModel
+from intact.simulation.guess import of_all_processes
 
 __all__ = ["batches", "calibrate", "items", "label_of"]
 
@@ -80,12 +80,7 @@ def merge_processes(qfloat: QFloatModel) -> None:
         return
     dist.check_same("plan", qfloat.plan_text())
     for name, observer in qfloat.observers.items():
-        states = dist.gather(observer.state())
-        observer.load_state(states[0])
-        for state in states[1:]:
-            other = make_observer(qfloat.free_spec(name).observer)
-            other.load_state(state)
-            observer.merge(other)
+        observer.load_state(of_all_processes(observer, qfloat.free_spec(name).observer).state())
     for name, (total, count) in qfloat.channel_sums.items():
         both = dist.gather({"total": total, "count": torch.tensor([count])})
         qfloat.channel_sums[name] = (

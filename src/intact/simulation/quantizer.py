@@ -131,11 +131,8 @@ def _parameters(ends: Tensor, spec: Free) -> tuple[Tensor, Tensor]:
     return affine_parameters(low, high, spec.qtype, spec.symmetric)
 
 
-class Observed(EdgeQuantizer):
-    """A range that follows the data: ``minmax`` grows, the others average with momentum 0.1.
-
-    Averages of the extremes scale the calibrated range, so that what calibration clipped stays clipped.
-    """
+class Buffered(EdgeQuantizer):
+    """A scale that no optimizer moves."""
 
     def __init__(self, spec: Free, where: str) -> None:
         super().__init__(spec, where)
@@ -152,6 +149,13 @@ class Observed(EdgeQuantizer):
         """Fake-quantized ``x``."""
         low, high = self.limits(self.scale)
         return fake_quantize(x, self.scale, low, high)
+
+
+class Observed(Buffered):
+    """A range that follows the data: ``minmax`` grows, the others average with momentum 0.1.
+
+    Averages of the extremes scale the calibrated range, so that what calibration clipped stays clipped.
+    """
 
     def observe(self, x: Tensor) -> None:
         """Follow the extremes of the batch; the first one only sets the measure."""
@@ -219,30 +223,14 @@ def _settle(module: nn.Module, *_: object) -> None:
         module.current_scale()
 
 
-class FixedRange(EdgeQuantizer):
+class FixedRange(Buffered):
     """DoReFa: activations lie in [0, 1] (in [-1, 1] where they have a sign), whatever the data."""
-
-    def __init__(self, spec: Free, where: str) -> None:
-        super().__init__(spec, where)
-        self.register_buffer("scale", torch.ones(()))
 
     def initialise(self, found: QParams) -> None:
         """The range does not depend on the data."""
         low = 0.0 if self.spec.clip is not None and self.spec.clip[0] >= 0 else -1.0
         scale, zero = _parameters(torch.tensor([low, 1.0]), self.spec)
         super().initialise(QParams(scale, zero, self.spec.qtype))
-
-    def _start(self, scale: Tensor) -> None:
-        self.scale.copy_(scale)
-
-    def current_scale(self) -> Tensor:
-        """The scale, 0-d."""
-        return self.scale
-
-    def fake(self, x: Tensor) -> Tensor:
-        """Fake-quantized ``x``."""
-        low, high = self.limits(self.scale)
-        return fake_quantize(x, self.scale, low, high)
 
 
 class Learned(EdgeQuantizer):

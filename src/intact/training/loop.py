@@ -77,7 +77,7 @@ def train(
     data: Iterable[Any],
     *,
     epochs: int = 1,
-    lr: float = 1e-3,
+    lr: float | None = None,
     weight_decay: float = 0.0,
     optimizer: torch.optim.Optimizer | None = None,
     loss: Loss | None = None,
@@ -94,7 +94,7 @@ def train(
         qfloat: from :func:`intact.prepare` and :func:`intact.calibrate`.
         data: batches for every epoch anew (a DataLoader, a list): inputs, or (inputs, labels).
         epochs: passes over the data.
-        lr: learning rate at the start; it falls to zero along half a cosine.
+        lr: learning rate at the start, 1e-3 by default; it falls to zero along half a cosine. An optimizer has its own.
         weight_decay: of weights.
         optimizer: instead of Adam; then its own learning rates are scheduled alike.
         loss: ``loss(outputs, labels)``; by default cross-entropy.
@@ -122,6 +122,9 @@ def train(
     >>> len(train(qfloat, [(x, y)], epochs=2).epochs)
     2
     """
+    if optimizer is not None and lr is not None:
+        raise TrainingError("two learning rates", got=f"lr={lr} and an optimizer", fix="give lr to the optimizer")
+    lr = 1e-3 if lr is None else lr
     _check(qfloat, data, epochs, lr)
     _check_optimizer(qfloat, optimizer)
     how = Distill() if distill is True or (distill is None and teacher is not None) else distill or None
