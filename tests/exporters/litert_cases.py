@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from intact.exporters.litert_file import LiteRTOp, LiteRTTensor, litert_bytes, schema
 from intact.exporters.litert_run import LiteRTKernels, LiteRTModel
-from intact.reference.litert import elementwise, linear
+from intact.reference.litert import elementwise, linear, pool, softmax, tables
 from intact.reference.litert.quant import Activation, Kernels, Quant
 
 Array = npt.NDArray[Any]
@@ -201,6 +201,75 @@ def dequantize_case(bits: int) -> Case:
     return case
 
 
+def pool_case(code: str, bits: int) -> Case:
+    def case(rng: np.random.Generator, size: int, kernels: Kernels) -> tuple[Array, Array]:
+        q, activation, c = quant(rng, bits), ACTIVATIONS[rng.integers(4)], int(rng.integers(1, 40))
+        kernel = tuple(int(v) for v in rng.integers(1, 8, 2))
+        stride = tuple(int(v) for v in rng.integers(1, 3, 2))
+        side = int(np.sqrt(size / c)) + 8
+        x = codes(rng, (2, side, side, c), q)
+        same, none = bool(rng.random() < 0.5), ((0, 0), (0, 0))
+        padding = linear.same_padding(x.shape[1:3], kernel, stride, (1, 1)) if same else none
+        fn = pool.average_pool_2d if code == "AVERAGE_POOL_2D" else pool.max_pool_2d
+        want = fn(x, q, kernel, stride=stride, padding=padding, kernels=kernels, activation=activation)
+        options = {"filterHeight": kernel[0], "filterWidth": kernel[1], "strideH": stride[0], "strideW": stride[1],
+                   "padding": 0 if same else 1, "fusedActivationFunction": activation_code(activation)}
+        return run(code, kernels, {"x": x}, [tensor("x", x, q)], tensor("y", want.astype(x.dtype), q), options), want
+    return case
+
+
+def mean_case(bits: int) -> Case:
+    def case(rng: np.random.Generator, size: int, kernels: Kernels) -> tuple[Array, Array]:
+        qx = quant(rng, bits)
+        h, w, c = (int(v) for v in rng.integers(1, 12, 3))
+        axes = [(1, 2), (1,), (3,), (2, 3), (1, 2, 3)][rng.integers(5)]
+        x = codes(rng, (max(size // (h * w), 1), h, w, c), qx)
+        qy = fitting(rng, qx.scale * 2 ** (bits - 1) / np.sqrt(h * w), bits, bool(rng.random() < 0.25))
+        keep = bool(rng.random() < 0.5)
+        want = pool.mean(x, axes, qx, qy, keep=keep, kernels=kernels)
+        rows = [tensor("x", x, qx), tensor("axes", np.array(axes, np.int32), None, const=True)]
+        return run("MEAN", kernels, {"x": x}, rows, tensor("y", want.astype(x.dtype), qy), {"keepDims": keep}), want
+    return case
+
+
+def unary_case(code: str, bits: int) -> Case:
+    def case(rng: np.random.Generator, size: int, kernels: Kernels) -> tuple[Array, Array]:
+        qx = quant(rng, bits, *((-8, -3) if bits == 8 else (-14, -8)))
+        x = codes(rng, (size,), qx)
+        if code == "HARD_SWISH":
+            qy = quant(rng, 8, -7, -2)
+            want = tables.hard_swish(x, qx, qy, kernels=kernels)
+        elif bits == 16:
+            qy = Quant(2.0**-15, 0, 16)
+            if rng.random() < 0.3:
+                qx = Quant(float(rng.choice([2.0**-11, 2.0**-12])), 0, 16)
+            want = (tables.logistic_int16 if code == "LOGISTIC" else tables.tanh_int16)(x, qx, kernels=kernels)
+        elif code == "LOGISTIC":
+            qy = Quant(1 / 256, -128)
+            want = tables.logistic(x, qx, qy, kernels=kernels)
+        else:
+            qy = Quant(1 / 128, 0)
+            want = tables.tanh(x, qx, qy, kernels=kernels)
+        return run(code, kernels, {"x": x}, [tensor("x", x, qx)], tensor("y", want.astype(x.dtype), qy)), want
+    return case
+
+
+def softmax_case(bits: int) -> Case:
+    def case(rng: np.random.Generator, size: int, kernels: Kernels) -> tuple[Array, Array]:
+        qx, n = quant(rng, bits, *((-7, 0) if bits == 8 else (-14, -9))), int(rng.integers(1, 200))
+        x = codes(rng, (size // n + 1, n), qx)
+        x = np.where(rng.random(x.shape) < rng.random(), x, (x // 16)).astype(x.dtype)
+        beta = float(rng.choice([1.0, 1.0, 0.5, 1.7]))
+        qy = Quant(1 / 256, -128) if bits == 8 else Quant(2.0**-15, 0, 16)
+        if bits == 8:
+            want = softmax.softmax(x, qx, beta=beta, kernels=kernels)
+        else:
+            want = softmax.softmax_int16(x, qx, beta=beta)
+        out = tensor("y", want.astype(x.dtype), qy)
+        return run("SOFTMAX", kernels, {"x": x}, [tensor("x", x, qx)], out, {"beta": beta}), want
+    return case
+
+
 def _cases() -> dict[str, Case]:
     cases: dict[str, Case] = {}
     for code in ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D"):
@@ -219,6 +288,12 @@ def _cases() -> dict[str, Case]:
         for other in (8, 16):
             cases[f"QUANTIZE int{bits} int{other}"] = requantize_case(bits, other)
         cases[f"RELU int{bits}"] = relu_case("RELU", bits)
+        cases[f"MEAN int{bits}"], cases[f"SOFTMAX int{bits}"] = mean_case(bits), softmax_case(bits)
+        for code in ("AVERAGE_POOL_2D", "MAX_POOL_2D"):
+            cases[f"{code} int{bits}"] = pool_case(code, bits)
+        for code in ("LOGISTIC", "TANH"):
+            cases[f"{code} int{bits}"] = unary_case(code, bits)
+    cases["HARD_SWISH int8"] = unary_case("HARD_SWISH", 8)
     cases["RELU6 int8"], cases["RELU_N1_TO_1 int8"] = relu_case("RELU6", 8), relu_case("RELU_N1_TO_1", 8)
     return cases
 

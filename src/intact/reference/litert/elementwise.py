@@ -104,8 +104,8 @@ def quantize(x: Array, q: Quant, *, kernels: Kernels = "reference") -> Array:
     """QUANTIZE from float32.
 
     Reference: x / s rounded half away; the others: x * (1 / s) rounded half to even, but for the last ``size % 8``
-    elements of the tensor, which follow the reference in the optimized kernel. XNNPACK (int8) then clamps, NaN to
-    the highest code. The built-in kernels convert to int32 first: beyond 2**31 * s, and for NaN, they give -2**31 plus
+    elements of the tensor in the optimized kernel: there x / s in float64, half away. XNNPACK (int8) then clamps, NaN
+    to the highest code. The built-in kernels convert to int32 first: beyond 2**31 * s, and for NaN, they give -2**31 plus
     the zero point, which wraps in 32 bits: one end of the range or the other, whatever the sign of x.
 
     >>> quantize(np.float32([0.25, 0.75, -0.25]), Quant(0.5))
@@ -120,7 +120,8 @@ def quantize(x: Array, q: Quant, *, kernels: Kernels = "reference") -> Array:
         away, even = round_half_away(x / q.f32), round_half_even(x * (np.float32(1) / q.f32))
     if kernels == "delegated" and q.bits == 8:
         return clamp(np.where(np.isnan(even), 512, np.clip(even, -512, 512)), q)
-    scaled = away if kernels == "reference" else blocks_then_rest(even, away, 8)
+    rest = round_half_away(x.astype(np.float64) / np.float64(q.f32))
+    scaled = away if kernels == "reference" else blocks_then_rest(even, rest, 8)
     return np.clip(wrap_int32(to_int32(scaled) + q.zero_point), q.qmin, q.qmax)
 
 

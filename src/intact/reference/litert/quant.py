@@ -89,17 +89,22 @@ def blocks_then_rest(blocks: Array, rest: Array, size: int) -> Array:
 def activation_range(q: Quant, activation: Activation = "NONE", kernels: Kernels = "reference") -> tuple[int, int]:
     """The codes between which a fused activation clamps: its bounds quantized in float32.
 
-    Half away from zero; XNNPACK (int8, delegated): half to even.
+    Half away from zero, then the zero point; XNNPACK (int8, delegated): the zero point, then half to even.
 
     >>> activation_range(Quant(0.1, -10), "RELU6")
     (-10, 50)
-    >>> activation_range(Quant(2.0), "RELU_N1_TO_1"), activation_range(Quant(2.0), "RELU_N1_TO_1", "delegated")
-    ((-1, 1), (0, 0))
+    >>> activation_range(Quant(2.0, 2), "RELU_N1_TO_1"), activation_range(Quant(2.0, 2), "RELU_N1_TO_1", "delegated")
+    ((1, 3), (2, 2))
     """
-    nearest = round_half_even if kernels == "delegated" and q.bits == 8 else round_half_away
+    def code(bound: float) -> int:
+        steps = np.asarray(np.float32(bound) / q.f32)
+        if kernels == "delegated" and q.bits == 8:
+            return int(round_half_even(steps + np.float32(q.zero_point)))
+        return q.zero_point + int(round_half_away(steps))
+
     bounds = {"NONE": (None, None), "RELU": (0.0, None), "RELU_N1_TO_1": (-1.0, 1.0), "RELU6": (0.0, 6.0)}[activation]
     low, high = (
-        default if bound is None else q.zero_point + int(nearest(np.asarray(np.float32(bound) / q.f32)))
+        default if bound is None else code(bound)
         for bound, default in zip(bounds, (q.qmin, q.qmax), strict=True)
     )
     return max(q.qmin, low), min(q.qmax, high)
