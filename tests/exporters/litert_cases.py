@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from intact.exporters.litert_file import LiteRTOp, LiteRTTensor, litert_bytes, schema
 from intact.exporters.litert_run import LiteRTKernels, LiteRTModel
-from intact.reference.litert import elementwise, linear, pool, softmax, tables
+from intact.reference.litert import elementwise, linear, move, pool, softmax, tables
 from intact.reference.litert.quant import Activation, Kernels, Quant
 
 Array = npt.NDArray[Any]
@@ -238,7 +238,7 @@ def unary_case(code: str, bits: int) -> Case:
         x = codes(rng, (size,), qx)
         if code == "HARD_SWISH":
             qy = quant(rng, 8, -7, -2)
-            want = tables.hard_swish(x, qx, qy, kernels=kernels)
+            want = tables.hard_swish(x, qx, qy)
         elif bits == 16:
             qy = Quant(2.0**-15, 0, 16)
             if rng.random() < 0.3:
@@ -270,6 +270,47 @@ def softmax_case(bits: int) -> Case:
     return case
 
 
+def resize_case(code: str, grid: move.Grid, bits: int) -> Case:
+    def case(rng: np.random.Generator, size: int, kernels: Kernels) -> tuple[Array, Array]:
+        q, (h, w, c) = quant(rng, bits), (int(v) for v in rng.integers(2, 12, 3))
+        new_h, new_w = (int(v) for v in rng.integers(1, 25, 2))
+        x = codes(rng, (max(size // (new_h * new_w * c), 1), h, w, c), q)
+        if code == "RESIZE_BILINEAR":
+            want = move.resize_bilinear(x, new_h, new_w, grid, kernels=kernels)
+        else:
+            want = move.resize_nearest(x, new_h, new_w, grid)
+        rows = [tensor("x", x, q), tensor("size", np.array([new_h, new_w], np.int32), None, const=True)]
+        options = {"halfPixelCenters": grid == "half_pixel", "alignCorners": grid == "align_corners"}
+        return run(code, kernels, {"x": x}, rows, tensor("y", want.astype(x.dtype), q), options), want
+    return case
+
+
+def move_case(code: str, bits: int) -> Case:
+    """Pure moves of codes."""
+    def case(rng: np.random.Generator, size: int, kernels: Kernels) -> tuple[Array, Array]:
+        q, (h, w, c) = quant(rng, bits), (int(v) for v in rng.integers(1, 8, 3))
+        x = codes(rng, (max(size // (h * w * c), 1), h, w, c), q)
+        rows, inputs, options = [tensor("x", x, q)], {"x": x}, {}
+        if code == "CONCATENATION":
+            inputs["z"] = codes(rng, x.shape, q)
+            rows.append(tensor("z", inputs["z"], q))
+            want, options = np.concatenate([x, inputs["z"]], 3), {"axis": 3}
+        elif code == "PAD":
+            pads = np.array([[0, 0], *rng.integers(0, 3, (3, 2))], np.int32)
+            rows.append(tensor("pads", pads, None, const=True))
+            want = np.pad(x, pads, constant_values=q.zero_point)
+        elif code == "TRANSPOSE":
+            order = rng.permutation(4).astype(np.int32)
+            rows.append(tensor("order", order, None, const=True))
+            want = x.transpose(order)
+        else:
+            want = x.reshape(x.shape[0], -1)
+            rows.append(tensor("shape", np.array(want.shape, np.int32), None, const=True))
+        want = np.ascontiguousarray(want)
+        return run(code, kernels, inputs, rows, tensor("y", want, q), options), want
+    return case
+
+
 def _cases() -> dict[str, Case]:
     cases: dict[str, Case] = {}
     for code in ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D"):
@@ -293,6 +334,11 @@ def _cases() -> dict[str, Case]:
             cases[f"{code} int{bits}"] = pool_case(code, bits)
         for code in ("LOGISTIC", "TANH"):
             cases[f"{code} int{bits}"] = unary_case(code, bits)
+        for code in ("CONCATENATION", "PAD", "RESHAPE", "TRANSPOSE"):
+            cases[f"{code} int{bits}"] = move_case(code, bits)
+        for grid in get_args(move.Grid):
+            cases[f"RESIZE_BILINEAR {grid} int{bits}"] = resize_case("RESIZE_BILINEAR", grid, bits)
+            cases[f"RESIZE_NEAREST_NEIGHBOR {grid} int{bits}"] = resize_case("RESIZE_NEAREST_NEIGHBOR", grid, bits)
     cases["HARD_SWISH int8"] = unary_case("HARD_SWISH", 8)
     cases["RELU6 int8"], cases["RELU_N1_TO_1 int8"] = relu_case("RELU6", 8), relu_case("RELU_N1_TO_1", 8)
     return cases

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -52,9 +53,11 @@ class LiteRTModel:
             raise ExportError("running LiteRT files needs the package ai-edge-litert", got=str(error),
                               fix="pip install 'intact[litert]'") from error
         try:
-            self._interpreter = Interpreter(
-                model_content=content, num_threads=threads, experimental_preserve_all_tensors=keep_all,
-                experimental_op_resolver_type=OpResolverType[kernels.value])
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors")  # it is asked for
+                self._interpreter = Interpreter(
+                    model_content=content, num_threads=threads, experimental_preserve_all_tensors=keep_all,
+                    experimental_op_resolver_type=OpResolverType[kernels.value])
             self._interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             raise ExportError("LiteRT refuses the model", got=str(error)[:300]) from error

@@ -22,7 +22,7 @@ def _saturated(x: Array, bits: int) -> Array:
 
 
 def _exp_near_zero(a: Array, bits: int) -> Array:
-    """exp(a) for a in [-1/4, 0) without integer bits: a Taylor polynomial around -1/8."""
+    """Exponential of a in [-1/4, 0) without integer bits: a Taylor polynomial around -1/8."""
     def times(p: Array | int, q: Array) -> Array:
         return saturating_rounding_doubling_high_mul(p, q, bits)
     x = a + (1 << (bits - 4))
@@ -34,7 +34,7 @@ def _exp_near_zero(a: Array, bits: int) -> Array:
 
 
 def exp_on_negative_values(a: Array, integer_bits: int, bits: int = 32) -> Array:
-    """exp(a) for a <= 0 with ``integer_bits`` integer bits, up to 5; the result has none.
+    """Exponential of a <= 0 with ``integer_bits`` integer bits, up to 5; the result has none.
 
     >>> exp_on_negative_values(np.array([0, -(1 << 26)]), 5) / 2**31
     array([1.        , 0.36787955])
@@ -81,7 +81,7 @@ def logistic(a: Array, integer_bits: int, bits: int = 32) -> Array:
 
 
 def tanh(a: Array, integer_bits: int, bits: int = 32) -> Array:
-    """tanh(a) of any a, as (1 - exp(-2 |a|)) / (1 + exp(-2 |a|)); the result has no integer bits.
+    """Hyperbolic tangent of any a, as (1 - exp(-2 |a|)) / (1 + exp(-2 |a|)); the result has no integer bits.
 
     >>> tanh(np.array([0, 1 << 12, -(1 << 12)]), 3, 16)
     array([     0,  24964, -24964])

@@ -105,8 +105,8 @@ def quantize(x: Array, q: Quant, *, kernels: Kernels = "reference") -> Array:
 
     Reference: x / s rounded half away; the others: x * (1 / s) rounded half to even, but for the last ``size % 8``
     elements of the tensor in the optimized kernel: there x / s in float64, half away. XNNPACK (int8) then clamps, NaN
-    to the highest code. The built-in kernels convert to int32 first: beyond 2**31 * s, and for NaN, they give -2**31 plus
-    the zero point, which wraps in 32 bits: one end of the range or the other, whatever the sign of x.
+    to the highest code. The built-in kernels convert to int32 first: beyond 2**31 * s, and for NaN, they give -2**31
+    plus the zero point, which wraps in 32 bits: one end of the range or the other, whatever the sign of x.
 
     >>> quantize(np.float32([0.25, 0.75, -0.25]), Quant(0.5))
     array([ 1,  2, -1])

@@ -52,7 +52,7 @@ def max_pool_2d(
     array([5])
     """
     highest = _windows(x, q.qmin, kernel, stride, padding).max((-2, -1))
-    return np.clip(highest, *activation_range(q, activation, kernels))
+    return np.asarray(np.clip(highest, *activation_range(q, activation, kernels)))
 
 
 def mean(
@@ -61,23 +61,30 @@ def mean(
     """MEAN over axes, n elements each.
 
     Reference: Q31 of s_x / s_y with floor(log2 n) more bits, divided by n as an integer, rounded twice. XNNPACK (int8):
-    the sum times s_x / (n * s_y) in float32, plus the zero point, then half to even. Optimized int8 is the reference,
-    but for the mean of [N, H, W, C] over H and W with ``keep``: ``_mean_of_images``.
+    ``_mean_delegated``. Optimized int8 is the reference, but for the mean of [N, H, W, C] over H and W with ``keep``:
+    ``_mean_of_images``.
 
     >>> mean(np.array([[1, 2, 3, 5]]), (1,), Quant(1.0), Quant(0.5))
     array([6])
     """
     n = int(np.prod([x.shape[a] for a in axes]))
-    codes = x.astype(np.int64)
-    sums = (codes - qx.zero_point).sum(axes, keepdims=keep)
+    sums = x.astype(np.int64).sum(axes, keepdims=keep)
     if qx.bits == 8 and kernels == "delegated":
-        scaled = sums.astype(np.float32) * (qx.f32 / (np.float32(n) * qy.f32))
-        return np.clip(round_half_even(scaled + np.float32(qy.zero_point)).astype(np.int64), qy.qmin, qy.qmax)
+        return _mean_delegated(sums, n, qx, qy)
     if qx.bits == 8 and kernels == "optimized" and keep and x.ndim == 4 and set(axes) == {1, 2}:
-        return _mean_of_images(codes.sum(axes, keepdims=True), n, qx, qy)
+        return _mean_of_images(sums, n, qx, qy)
     m0, shift = quantized_multiplier(float(qx.f32) / float(qy.f32))
     more = min(n.bit_length() - 1, 32, 31 + shift)
-    return clamp(multiply_by_quantized_multiplier(sums, (m0 << more) // n, shift - more), qy)
+    scaled = multiply_by_quantized_multiplier(sums - n * qx.zero_point, (m0 << more) // n, shift - more)
+    return clamp(scaled, qy)
+
+
+def _mean_delegated(sums: Array, n: int, qx: Quant, qy: Quant) -> Array:
+    """XNNPACK, in float32 with every step rounded: S = s_x / s_y / n; sum * S + (z_y - (n * z_x) * S), half to even."""
+    scale = qx.f32 / qy.f32 / np.float32(n)
+    offset = np.float32(-n * qx.zero_point) * scale + np.float32(qy.zero_point)
+    nearest = round_half_even(sums.astype(np.float32) * scale + offset)
+    return np.clip(nearest.astype(np.int64), qy.qmin, qy.qmax)
 
 
 def _mean_of_images(sums: Array, n: int, qx: Quant, qy: Quant) -> Array:

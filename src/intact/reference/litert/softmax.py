@@ -55,7 +55,7 @@ def _softmax_float(diff: Array, codes: Array, qx: Quant, beta: float) -> Array:
     for i in range(values.shape[-1]):
         total = total + values[..., i]
     inverse = np.float32(1) / (total * np.float32(1 / 256))
-    return np.clip(round_half_away(values * inverse[..., None]).astype(np.int64) - 128, -128, 127)
+    return np.asarray(np.clip(round_half_away(values * inverse[..., None]).astype(np.int64) - 128, -128, 127))
 
 
 def lut_int16(function: Callable[[Array], Array], low: float, high: float) -> Array:
@@ -75,7 +75,7 @@ def lut_int16(function: Callable[[Array], Array], low: float, high: float) -> Ar
     error = round_half_away((after + sample) / 2) - round_half_away(middle)
     last = round_half_away(np.atleast_1d(function(np.array(high)) * scale))
     knots = np.concatenate([sample - round_half_away(error / 2), last])
-    return np.clip(knots, -32768, 32767).astype(np.int64)
+    return np.asarray(np.clip(knots, -32768, 32767).astype(np.int64))
 
 
 def interpolated(x: Array, table: Array) -> Array:
@@ -85,7 +85,7 @@ def interpolated(x: Array, table: Array) -> Array:
     array([   0,    5, 5120])
     """
     at, offset = 256 + (x.astype(np.int64) >> 7), x.astype(np.int64) & 0x7F
-    return table[at] + (((table[at + 1] - table[at]) * offset + 64) >> 7)
+    return np.asarray(table[at] + (((table[at + 1] - table[at]) * offset + 64) >> 7))
 
 
 def softmax_int16(x: Array, qx: Quant, *, beta: float = 1.0) -> Array:
@@ -104,4 +104,4 @@ def softmax_int16(x: Array, qx: Quant, *, beta: float = 1.0) -> Array:
     at = np.clip(shifted - (1 << 15) - (1 << 16), -32768, 32767)
     inverse = interpolated(at, lut_int16(lambda v: 1 / (1 + v), 0.0, 1.0))
     right = 31 - headroom
-    return np.clip((exps * inverse + (1 << (right - 1))) >> right, 0, 32767)
+    return np.asarray(np.clip((exps * inverse + (1 << (right - 1))) >> right, 0, 32767))
