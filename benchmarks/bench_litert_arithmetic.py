@@ -1,6 +1,6 @@
 """Counts where LiteRT's kernels differ from their NumPy specification (intact.reference.litert), as JSON.
 
-    python benchmarks/litert_arithmetic.py [--files 60] [--size 20011] [--only CONV]
+    python benchmarks/bench_litert_arithmetic.py [--files 60] [--size 20011] [--only CONV]
 
 Each file is one operator of random shape, encoding and data, a quarter to a half of them with scales that make ties.
 """
