@@ -52,6 +52,8 @@ def add(
 ) -> Array:
     """ADD, or SUB.
 
+    The optimized int8 kernel holds the result before its zero point in 16 bits: this function is for what fits.
+
     >>> add(np.array([1, 2, 3]), np.array([1, 1, 2]), Quant(1.0), Quant(0.5), Quant(1.0))
     array([2, 3, 4])
     """
@@ -64,6 +66,8 @@ def mul(
     activation: Activation = "NONE",
 ) -> Array:
     """MUL: the product of both codes without zero points, times s_a * s_b / s_y, which is rounded to float32.
+
+    The optimized int8 kernel holds the result before its zero point in 16 bits: this function is for what fits.
 
     >>> mul(np.array([3, -3]), np.array([5, 5]), Quant(0.5), Quant(0.5), Quant(0.5))
     array([ 8, -7])
