@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert: pip install 'intact[litert]'")
 
 from intact.exporters.litert_run import LiteRTModel
+from intact.reference.litert import linear
 from intact.reference.litert.quant import Kernels, Quant
 from tests.exporters.litert_cases import CASES, SETS, codes, run, tensor
 
@@ -52,3 +53,19 @@ def test_intermediate_tensors_can_be_read() -> None:
         z = model.run({"x": x})["z"]
         assert np.array_equal(model.tensor("y"), np.maximum(x, 0))
         assert np.array_equal(z, np.clip(x, 0, 12))
+
+
+@pytest.mark.parametrize("kernels", SETS)
+@pytest.mark.parametrize("multiplier", [2.0, 3.3, 64.0])
+def test_sums_of_all_sizes_at_multipliers_above_one(kernels: Kernels, multiplier: float) -> None:
+    """The left shift wraps in 32 bits, it does not saturate; XNNPACK has no left shift."""
+    qx, scale = Quant(0.5), float(np.float32(multiplier))
+    b = np.linspace(-(2**31), 2**31 - 1, 64).astype(np.int64).astype(np.int32)
+    x, w = np.zeros((1, 1, 1, 1), np.int8), np.zeros((64, 1, 1, 1), np.int8)
+    want = linear.conv_2d(x, w, b, qx, [scale] * 64, qx, kernels=kernels)
+    rows = [tensor("x", x, qx), tensor("w", w, None, [scale] * 64, const=True),
+            tensor("b", b, None, [0.5 * scale] * 64, const=True)]
+    options = {"strideH": 1, "strideW": 1}
+    assert np.array_equal(run("CONV_2D", kernels, {"x": x}, rows, tensor("y", want.astype(np.int8), qx), options), want)
+    monotone = bool((np.diff(want.ravel()) >= 0).all())
+    assert monotone == (kernels == "delegated")
