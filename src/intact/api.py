@@ -20,7 +20,7 @@ from intact.engine import QModel, convert
 from intact.engine import load as _load_integer
 from intact.engine import save as _save_integer
 from intact.errors import CalibrationError, CaptureError, ExportError, IntactError, PlanError
-from intact.exporters import Certificate, export_onnx, float_onnx, latencies
+from intact.exporters import Certificate, export_litert, export_onnx, float_onnx, latencies
 from intact.graph import FloatModel
 from intact.graph.attention import attention_softmaxes
 from intact.graph.capture import capture as _capture_module
@@ -236,7 +236,7 @@ def _first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, Iterable[
 
 
 #: format (and suffix) to what writes it
-EXPORTERS: dict[str, Callable[..., Certificate]] = {"onnx": export_onnx}
+EXPORTERS: dict[str, Callable[..., Certificate]] = {"onnx": export_onnx, "tflite": export_litert}
 
 
 def export(q: QModel, path: str | Path, *, format: str | None = None, **options: Any) -> Certificate:

@@ -87,10 +87,10 @@ def test_ties(x, shift, rounding, odd):
 @example(-(2**31), 2.0**-31)
 @example(2**31 - 1, 2.0**9)
 def test_two_roundings(x, real):
-    """gemmlowp's SaturatingRoundingDoublingHighMul, then RoundingDivideByPOT, with C's truncating division."""
+    """A shift that wraps, gemmlowp's SaturatingRoundingDoublingHighMul, RoundingDivideByPOT; C's truncating division."""
     m0, shift = pair(real)
     right = int(shift) - 31
-    left = min(max(x * 2 ** max(-right, 0), -(2**31)), 2**31 - 1)
+    left = (x * 2 ** max(-right, 0) + 2**31) % 2**32 - 2**31
     product = left * int(m0)
     nudged = product + (2**30 if product >= 0 else 1 - 2**30)
     high = abs(nudged) // 2**31 * (1 if nudged >= 0 else -1)

@@ -7,7 +7,7 @@ from enum import Enum
 
 from intact.arithmetic.rounding import Rounding
 
-__all__ = ["REFERENCE", "Arithmetic", "BinaryRule", "PoolRule", "Requantize"]
+__all__ = ["REFERENCE", "Arithmetic", "BinaryRule", "MeanRule", "PoolRule", "Requantize"]
 
 
 class BinaryRule(Enum):
@@ -16,6 +16,8 @@ class BinaryRule(Enum):
     DEQUANTIZED = "dequantized"  # float32 values, float32 operation, quantize
     FUSED = "fused"  # on codes with float32 ratios (fma for addition, product of codes for multiplication)
     INTEGER = "integer"  # on codes with fixed-point ratios: no float at run time
+    TFLITE = "tflite"  # 31-bit multipliers, each product rounded twice; a sum on twice the larger operand's scale
+    XNNPACK = "xnnpack"  # sum: 21-bit multipliers of one shift; product of codes: a float32 ratio, then the zero point
 
 
 class PoolRule(Enum):
@@ -23,6 +25,15 @@ class PoolRule(Enum):
 
     DEQUANTIZED = "dequantized"  # float32 sum of values in window order, divided, then quantized
     SUM = "sum"  # exact integer sum, one multiplier
+    CODES = "codes"  # the codes' own mean, a tie away from code 0; operand and output have one encoding
+
+
+class MeanRule(Enum):
+    """How a mean over whole axes is computed; always from the exact integer sum."""
+
+    SUM = "sum"  # one multiplier, as an accumulator
+    TFLITE = "tflite"  # a 31-bit multiplier, divided by the count as an integer; rounded twice
+    XNNPACK = "xnnpack"  # float32 ratio and offset, the zero point inside the rounding
 
 
 class Requantize(Enum):
@@ -30,7 +41,7 @@ class Requantize(Enum):
 
     FLOAT = "float"  # float32 multiplier
     FIXED_POINT = "fixed_point"  # M = M0 * 2**-n with M0 a 31-bit integer; 64-bit product, one rounding
-    FIXED_POINT_TWICE = "fixed_point_twice"  # the high half of the doubled product, rounded, then a rounding shift
+    FIXED_POINT_TWICE = "fixed_point_twice"  # TFLite: high half of the doubled product, rounded; a rounding shift
     SHIFT = "shift"  # M is a power of two: scales are powers of two
 
 
@@ -45,7 +56,8 @@ class Arithmetic:
         rounding: the rule for every rounding (but for those that ``FIXED_POINT_TWICE`` prescribes).
         add: rule for additions and subtractions.
         mul: rule for multiplications of two activations.
-        average_pool: rule for windows; a mean over whole axes always uses the exact integer sum.
+        average_pool: rule for windows.
+        mean: rule for whole axes.
         zero_inside_pool: the zero point is added before the rounding in windowed average pooling.
         accumulator_bits: width of the accumulator; a layer that could overflow it is refused.
         requantize: rule for accumulators.
@@ -59,6 +71,7 @@ class Arithmetic:
     add: BinaryRule = BinaryRule.DEQUANTIZED
     mul: BinaryRule = BinaryRule.DEQUANTIZED
     average_pool: PoolRule = PoolRule.SUM
+    mean: MeanRule = MeanRule.SUM
     zero_inside_pool: bool = False
     accumulator_bits: int = 32
     requantize: Requantize = Requantize.FLOAT

@@ -6,6 +6,7 @@ import torch
 
 from intact.arithmetic.arithmetic import Arithmetic, BinaryRule
 from intact.arithmetic.fixed_point import rounded_shift, shared_fixed_point
+from intact.arithmetic.litert import tflite_product, tflite_sum, xnnpack_product, xnnpack_sum
 from intact.arithmetic.quantize import dequantize, quantize
 from intact.arithmetic.requantize import multiplier, requantize
 from intact.arithmetic.rounding import round_to_int
@@ -47,8 +48,8 @@ def add_codes(
     FUSED is ONNX Runtime's ``QLinearAdd`` on x86 with FMA: with ``ra = s_a/s_y``, ``rb = s_b/s_y``,
     ``c = z_y - fma(ra, z_a, rb*z_b)``: ``round(fma(a, ra, fma(b, rb, c)))``.
     """
-    if arith.add is BinaryRule.INTEGER:
-        return _weighted_sum(a, b, qa, qb, out, arith, 1)
+    if arith.add in _SUMS:
+        return _SUMS[arith.add](a, b, qa, qb, out, arith, 1)
     if arith.add is BinaryRule.DEQUANTIZED:
         return quantize(dequantize(a, qa) + dequantize(b, qb), out, arith)
     ra, rb = qa.scale / out.scale, qb.scale / out.scale
@@ -72,12 +73,15 @@ def _weighted_sum(
     return total.add_(zero).clamp_(out.qtype.qmin, out.qtype.qmax).to(torch.float32)
 
 
+_SUMS = {BinaryRule.INTEGER: _weighted_sum, BinaryRule.TFLITE: tflite_sum, BinaryRule.XNNPACK: xnnpack_sum}
+
+
 def sub_codes(
     a: torch.Tensor, b: torch.Tensor, qa: QParams, qb: QParams, out: QParams, arith: Arithmetic
 ) -> torch.Tensor:
-    """Output codes of ``a - b``: on dequantized values, unless additions are in integers."""
-    if arith.add is BinaryRule.INTEGER:
-        return _weighted_sum(a, b, qa, qb, out, arith, -1)
+    """Output codes of ``a - b``: on dequantized values, unless additions are on codes."""
+    if arith.add in _SUMS:
+        return _SUMS[arith.add](a, b, qa, qb, out, arith, -1)
     return quantize(dequantize(a, qa) - dequantize(b, qb), out, arith)
 
 
@@ -89,6 +93,9 @@ def mul_codes(
     FUSED is ONNX Runtime's ``QLinearMul`` on x86: ``round((a-z_a)(b-z_b) * (s_a*s_b/s_y) + z_y)``,
     the zero point inside the rounding.
     """
+    if arith.mul in (BinaryRule.TFLITE, BinaryRule.XNNPACK):
+        product = (a.to(torch.int64) - int(qa.zero_point)) * (b.to(torch.int64) - int(qb.zero_point))
+        return (tflite_product if arith.mul is BinaryRule.TFLITE else xnnpack_product)(product, qa, qb, out)
     if arith.mul is BinaryRule.INTEGER:
         by = multiplier(qa.scale, qb.scale, out.scale, arith).to(a.device)
         product = (a.to(torch.int64) - int(qa.zero_point)) * (b.to(torch.int64) - int(qb.zero_point))

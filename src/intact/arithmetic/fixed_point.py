@@ -12,7 +12,8 @@ from torch import Tensor
 from intact.arithmetic.rounding import Rounding
 from intact.errors import PlanError
 
-__all__ = ["MAX_SHIFT", "fixed_point", "rounded_shift", "scaled", "scaled_twice", "shared_fixed_point"]
+__all__ = ["MAX_SHIFT", "fixed_point", "gemmlowp_multiplier", "rounded_shift", "scaled", "scaled_twice",
+           "shared_fixed_point"]
 
 MAX_SHIFT = 62  # a product of 31 and 32 bits stays below 2**62: a longer shift gives nothing
 
@@ -80,6 +81,28 @@ def rounded_shift(x: Tensor, shift: Tensor, rounding: Rounding, zero_point: int 
     return (x + half - down * (shift > 0)) >> shift
 
 
+def gemmlowp_multiplier(real: Tensor) -> tuple[Tensor, Tensor]:
+    """``(M0, n)`` as TFLite has them: M0 rounded half away from zero; below 2**-32 nothing is left of it.
+
+    Raises:
+        PlanError: for a multiplier that is not finite, negative, or of 2**30 or more.
+
+    >>> gemmlowp_multiplier(torch.tensor([0.75, 2.0**-40], dtype=torch.float64))
+    (tensor([1610612736,          0]), tensor([31, 31]))
+    """
+    real = real.to(torch.float64)
+    bad = ~torch.isfinite(real) | (real >= 2.0**30) | (real < 0)
+    if bool(bad.any()):
+        raise PlanError("a multiplier cannot be expressed in fixed point", got=f"{float(real[bad].flatten()[0]):g}",
+                        allowed="0 to 2**30", fix="look at the ranges of the layer's input and output")
+    fraction, exponent = torch.frexp(real)
+    m0 = (fraction * 2.0**31 + 0.5).floor().to(torch.int64)
+    full = m0 == 2**31
+    m0, exponent = torch.where(full, m0 // 2, m0), exponent.to(torch.int64) + full.to(torch.int64)
+    gone = (exponent < -31) | (m0 == 0)
+    return torch.where(gone, 0, m0), 31 - torch.where(gone, 0, exponent)
+
+
 def scaled(x: Tensor, m0: Tensor, shift: Tensor, rounding: Rounding, zero_point: int = 0) -> Tensor:
     """``round(x * M0 / 2**shift)`` in int64, with one rounding, for integers ``x`` in [-2**31, 2**31).
 
@@ -95,12 +118,15 @@ def scaled_twice(x: Tensor, m0: Tensor, shift: Tensor) -> Tensor:
     """The same with two roundings, as gemmlowp and the reference kernels of TFLite do it.
 
     The high half of the doubled product, rounded half up; then, where ``shift`` is above 31, a division by a power of
-    two, rounded half away from zero. Below 31, ``x`` is shifted to the left first, within 32 bits.
+    two, rounded half away from zero. Below 31, ``x`` is shifted to the left first, and wraps in 32 bits.
 
     >>> scaled_twice(torch.tensor([1, 2, 3]), *fixed_point(torch.tensor(0.25, dtype=torch.float64)))
     tensor([1, 1, 1])
     """
     right = shift - 31
-    x = (x.to(torch.int64) << (-right).clamp(min=0)).clamp(-(2**31), 2**31 - 1)
+    left = (-right).clamp(min=0)
+    x = x.to(torch.int64) << left
+    if bool(left.any()):
+        x = ((x + 2**31) & 0xFFFFFFFF) - 2**31
     high = (x * m0 + 2**30) >> 31
     return rounded_shift(high, right.clamp(min=0), Rounding.HALF_AWAY)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from intact.arithmetic.arithmetic import REFERENCE, Arithmetic, Requantize
-from intact.arithmetic.fixed_point import fixed_point, scaled, scaled_twice
+from intact.arithmetic.fixed_point import fixed_point, gemmlowp_multiplier, scaled, scaled_twice
 from intact.arithmetic.rounding import Rounding, round_to_int
 
 __all__ = ["Multiplier", "multiplier", "requantize", "saturate"]
@@ -69,7 +69,10 @@ def multiplier(
     if arithmetic.requantize is Requantize.FLOAT:
         return Multiplier((input_scale * weight_scale) / output_scale)
     real = input_scale.to(torch.float64) * weight_scale.to(torch.float64) / output_scale.to(torch.float64)
-    m0, shift = fixed_point(real, power_of_two=arithmetic.requantize is Requantize.SHIFT)
+    if arithmetic.requantize is Requantize.FIXED_POINT_TWICE:
+        m0, shift = gemmlowp_multiplier(real)
+    else:
+        m0, shift = fixed_point(real, power_of_two=arithmetic.requantize is Requantize.SHIFT)
     exact = m0.to(torch.float64) * torch.exp2(-shift.to(torch.float64))
     return Multiplier(exact, m0, shift, bound < _DOUBLE_EXACT)
 

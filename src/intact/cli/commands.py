@@ -170,12 +170,12 @@ def _compare(
 @app.command("export")
 @_reported
 def _export(
-    file: FileIn, output: Annotated[Path, typer.Argument(metavar="NET.onnx", help="The file to write.")],
+    file: FileIn, output: Annotated[Path, typer.Argument(metavar="NET.onnx|NET.tflite", help="The file to write.")],
     inputs: Annotated[IO, typer.Option(help="Of the exported model.")] = "float",
     outputs: Annotated[IO, typer.Option(help="Of the exported model.")] = "float",
 ) -> None:
-    """Write an integer model as ONNX, once onnxruntime gave its codes."""
-    _check_output(output, ".onnx")
+    """Write an integer model as ONNX or for LiteRT, once the runtime gave its codes."""
+    _check_output(output, ".tflite" if output.suffix == ".tflite" else ".onnx")
     certificate = export(load(file), output, inputs=inputs, outputs=outputs)
     typer.echo(f"{certificate}\n{_wrote(output)}")
 
@@ -213,7 +213,7 @@ def _check_output(file: Path | None, suffix: str) -> None:
     """Refuse, before any work, a file that could not be written in the end."""
     if file is None:
         return
-    kind = ExportError if suffix == ".onnx" else ArtifactError
+    kind = ExportError if suffix in (".onnx", ".tflite") else ArtifactError
     if file.suffix != suffix:
         raise kind("the output file has another suffix", where=str(file), got=file.suffix or "none", allowed=suffix,
                    fix=f"name it {file.with_suffix(suffix) if file.name else '*' + suffix}")

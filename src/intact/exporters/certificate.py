@@ -22,7 +22,7 @@ from intact.exporters.runtime import Array, open_session, optimised_nodes
 from intact.graph.ir import resolve_shape
 from intact.graph.signature import check_inputs, split_batch
 
-__all__ = ["Certificate", "certify"]
+__all__ = ["Certificate", "certify", "example_inputs", "named_inputs"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Certificate:
 
     Args:
         runtime: name and version of the runtime.
-        samples: samples in the largest batch; batches of one and of three samples were run too.
+        samples: samples that were run.
         edges: integer edges compared.
         codes_compared, codes_differ: codes of integer operations, each given the runtime's own operand codes.
         first_difference: the first operation whose codes differ.
@@ -42,6 +42,7 @@ class Certificate:
         kernels_planned, kernels_actual: integer kernels by name, in the plan and in the optimised graph.
         not_fused: planned nodes that the runtime does not run as planned.
         integer_mac_share: share of multiply-accumulates in the integer kernels of the optimised graph.
+        batches: sizes of batches in which they were run too, or in which all were run.
     """
 
     runtime: str
@@ -59,6 +60,7 @@ class Certificate:
     kernels_actual: dict[str, int]
     not_fused: tuple[str, ...]
     integer_mac_share: float
+    batches: tuple[int, ...] = (1, 3)
 
     @property
     def ok(self) -> bool:
@@ -75,8 +77,9 @@ class Certificate:
         return json.dumps({"format": "intact-certificate", "version": 1, **asdict(self)}, indent=2, sort_keys=True)
 
     def __str__(self) -> str:
+        sizes = " and ".join(map(str, self.batches))
         lines = [
-            f"Parity certificate ({self.runtime}, {self.samples} samples and batches of 1 and 3)",
+            f"Parity certificate ({self.runtime}, {self.samples} samples, batches of {sizes})",
             f"  integer operations: {self.codes_differ} of {self.codes_compared:,} codes differ on {self.edges} edges",
             f"  after float operations: {self.float_codes_differ} of {self.float_codes_compared:,} codes differ",
             f"  outputs: {self.outputs_differ} of {self.outputs_compared:,} values differ"
@@ -108,7 +111,7 @@ def certify(
     q: QModel, instrumented: Instrumented, path: Path, data: Any, float_io: bool
 ) -> Certificate:
     """Run the written file and its instrumented twin, and compare every edge and every output."""
-    inputs = _named(q, data) if data is not None else example_inputs(q)
+    inputs = named_inputs(q, data) if data is not None else example_inputs(q)
     size = check_inputs(q.graph, inputs)
     counts = _Counts()
     twin, product = open_session(instrumented.model), open_session(path) if float_io else None
@@ -125,7 +128,7 @@ def certify(
     )
 
 
-def _named(q: QModel, data: Any) -> dict[str, Tensor]:
+def named_inputs(q: QModel, data: Any) -> dict[str, Tensor]:
     """Inputs by edge name: as they are given, or those of a batch."""
     names = {node.name for node in q.graph.inputs}
     if isinstance(data, Mapping) and data.keys() == names:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from intact.arithmetic import (
     Arithmetic,
+    MeanRule,
     Multiplier,
     PoolRule,
     Requantize,
@@ -21,6 +22,8 @@ from intact.arithmetic import (
     requantize,
     round_to_int,
 )
+from intact.arithmetic.litert import code_mean, mean_codes
+from intact.errors import PlanError
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
 
 __all__ = ["AveragePoolKernel", "MeanKernel"]
@@ -54,6 +57,9 @@ class MeanKernel(Kernel):
         total = (x.to(carrier) - zero).sum(axes, keepdim=b.attrs["keepdim"], dtype=carrier)
         if b.is_accumulator:
             return total
+        if b.arithmetic.mean is not MeanRule.SUM:
+            low, high = activation_codes(b)
+            return to_carrier(mean_codes(total, count, qx, b.output, b.arithmetic.mean).clamp_(low, high), x, b)
         by = _average_multiplier(qx.scale, b.output.scale, torch.tensor(float(count)), b.arithmetic, bound)
         low, high = activation_codes(b)
         codes = requantize(total, by.to(x.device), int(b.output.zero_point), low, high, b.arithmetic)
@@ -67,11 +73,15 @@ class AveragePoolKernel(Kernel):
     def __init__(self, binding: Binding) -> None:
         super().__init__(binding)
         self.low, self.high = activation_codes(binding)
+        self.rule = binding.arithmetic.average_pool
+        if self.rule is PoolRule.CODES and not binding.inputs[0].same_as(binding.output):
+            raise PlanError("an average of codes has its operand's encoding", where=binding.where,
+                            got=f"{float(binding.output.scale):g}", allowed=f"{float(binding.inputs[0].scale):g}")
 
     def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
         """Codes (batch, channels, *windows)."""
         (x,), b = xs, self.binding
-        if b.arithmetic.average_pool is PoolRule.DEQUANTIZED:
+        if self.rule is PoolRule.DEQUANTIZED:
             return to_carrier(self._dequantized(x), x, b)
         return to_carrier(self._exact(x), x, b)
 
@@ -130,6 +140,10 @@ class AveragePoolKernel(Kernel):
         zero = int(qx.zero_point)
         bound = float(math.prod(b.attrs["kernel"])) * max(qx.qtype.qmax - zero, zero - qx.qtype.qmin)
         total = self._sum(x.to(carrier_for(bound)) - zero, b.attrs["padding"], x.shape[2:])
+        if self.rule is PoolRule.CODES:
+            counts = self._counts(x)
+            codes = code_mean(total.to(torch.int64) + zero * counts.to(torch.int64), counts)
+            return codes.clamp_(self.low, self.high).to(torch.float32)
         scales = qx.scale.to(x.device), b.output.scale.to(x.device)
         by = _average_multiplier(*scales, self._counts(x), b.arithmetic, bound)
         return requantize(total, by, int(b.output.zero_point), self.low, self.high, b.arithmetic)

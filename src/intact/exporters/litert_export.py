@@ -1,0 +1,289 @@
+"""QModel -> a LiteRT file, once the interpreter gave the codes of every edge."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intact.engine import QModel
+from intact.errors import ExportError
+from intact.exporters.builder import place
+from intact.exporters.certificate import Certificate, example_inputs, named_inputs
+from intact.exporters.litert_build import Builder, Dialect, Perm, channels_last
+from intact.exporters.litert_file import litert_bytes, schema
+from intact.exporters.litert_ops import EMITTERS
+from intact.exporters.litert_run import LiteRTKernels, LiteRTModel
+from intact.exporters.onnx_build import IO, output_names
+from intact.exporters.onnx_qdq import check_path
+from intact.graph.signature import check_inputs
+from intact.targets.catalog.litert import LITERT, LITERT_REFERENCE
+
+__all__ = ["LiteRTFile", "build_litert", "compare_litert", "export_litert"]
+
+Layout = Literal["torch", "channels_last"]
+_DIALECTS = {
+    LITERT.name: (LITERT, Dialect(LiteRTKernels.DELEGATED, "delegated", linear_as_conv=False)),
+    LITERT_REFERENCE.name: (LITERT_REFERENCE, Dialect(LiteRTKernels.REFERENCE, "reference", linear_as_conv=True)),
+}
+#: operators that compute a kernel of the plan
+_SAME = {"CONV_2D": ("CONV_2D", "DEPTHWISE_CONV_2D"), "table": ("GATHER",)}
+
+
+@dataclass(frozen=True)
+class LiteRTFile:
+    """A file's content, and how to read it.
+
+    Args:
+        content: the flatbuffer.
+        edges: edge name to the tensor of its codes, and the order of its axes in memory.
+        inputs: input name to the order of its axes.
+        outputs: tensor name, edge and order of axes of every output.
+        codes: of each planned node, which operators compute it.
+        kernels: the set that the file is written for.
+        batch: samples in a call.
+    """
+
+    content: bytes
+    edges: Mapping[str, tuple[str, Perm]]
+    inputs: Mapping[str, Perm]
+    outputs: tuple[tuple[str, str, Perm], ...]
+    codes: Mapping[str, tuple[str, ...]]
+    kernels: LiteRTKernels
+    batch: int
+
+
+def export_litert(
+    q: QModel,
+    path: str | Path,
+    *,
+    data: Any = None,
+    inputs: IO = "float",
+    outputs: IO = "float",
+    layout: Layout = "torch",
+    batch: int = 1,
+) -> Certificate:
+    """Write a LiteRT file after the interpreter ran it and gave the codes of ``q`` on every edge.
+
+    Nothing is left behind if a code differs. The certificate is returned, and stored beside the model as
+    ``<path>.certificate.json``.
+
+    Args:
+        q: an integer model for target ``litert`` (what ``Interpreter(path)`` runs) or ``litert_reference`` (the
+            reference kernels, which TFLite Micro follows).
+        path: the file to write.
+        data: a batch to compare on, as for calibration; by default the calibration samples that the model kept, or
+            random ones.
+        inputs: ``"float"``: the file quantizes; ``"codes"``: int8 tensors, whose scale and zero point the file has.
+        outputs: likewise.
+        layout: of inputs and outputs with 3 and 4 axes: as the model has them, or ``"channels_last"`` as LiteRT has
+            them, without a transposition.
+        batch: samples in a call; the shapes of a file are fixed.
+
+    Raises:
+        ExportError: before anything is written: no package ai-edge-litert, an unwritable path, a model for another
+            target, codes that differ.
+    """
+    target = Path(path)
+    check_path(target)
+    file = build_litert(q, inputs=inputs, outputs=outputs, layout=layout, batch=batch)
+    certificate = compare_litert(q, file, build_litert(q, layout=layout, batch=batch, edges=True), data)
+    if not certificate.ok or certificate.outputs_differ:
+        raise ExportError("the runtime gives other codes", where=certificate.first_difference,
+                          got=f"{certificate.codes_differ} of {certificate.codes_compared} codes and "
+                              f"{certificate.outputs_differ} outputs differ",
+                          fix="nothing was written; report this model")
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".intact-") as folder:
+        (Path(folder) / target.name).write_bytes(file.content)
+        (Path(folder) / f"{target.name}.certificate.json").write_text(certificate.to_json() + "\n")
+        for draft in sorted(Path(folder).iterdir()):
+            os.replace(draft, target.parent / draft.name)
+    return certificate
+
+
+def _dialect(q: QModel) -> Dialect:
+    """The set of kernels that a model is for.
+
+    Raises:
+        ExportError: for another target, or for one of that name with other number rules.
+    """
+    if not isinstance(q, QModel):
+        raise ExportError("export takes an integer model", got=type(q).__name__, fix="call intact.quantize first")
+    for target, dialect in _DIALECTS.values():
+        if q.target.arithmetic == target.arithmetic:
+            return dialect
+    raise ExportError("the model was made for another target", got=q.target.name, allowed=", ".join(_DIALECTS),
+                      fix="quantize with target='litert', or 'litert_reference' for microcontrollers")
+
+
+def build_litert(
+    q: QModel, *, inputs: IO = "float", outputs: IO = "float", layout: Layout = "torch", batch: int = 1,
+    edges: bool = False,
+) -> LiteRTFile:
+    """The file of an integer model; with ``edges`` the codes of every edge are outputs too.
+
+    Raises:
+        ExportError: for a model that has no LiteRT form.
+    """
+    schema()
+    dialect = _dialect(q)
+    results = output_names(q.graph)
+    b = Builder(q.graph, q.float_params, q.qparams, q.bindings, q.target.arithmetic, dialect, batch,
+                reserved=frozenset([*(n.name for n in q.graph.inputs), *(name for name, _ in results)]))
+    made: dict[str, tuple[str, ...]] = {}
+    feeds: dict[str, Perm] = {}
+    for node in q.graph:
+        start = len(b.ops)
+        if node.op == "input":
+            feeds[node.name] = _input(b, node.name, inputs, layout)
+        elif node.name in q.bindings:
+            EMITTERS[node.op](b, node, q.bindings[node.name])
+        elif node.op != "constant":
+            raise ExportError("the model has operations without LiteRT form", where=place(node),
+                              fix="quantize with target='litert', which refuses them before any data is read")
+        made[node.name] = tuple(op.code for op in b.ops[start:])
+    found = tuple((name, edge, _output(b, name, edge, outputs, layout)) for name, edge in results)
+    places = {e: (name, perm) for e in q.qparams if q.graph[e].op != "constant" and e in b.places
+              for perm, name in [b.where(e)]}
+    names = [name for name, _, _ in found]
+    if edges:
+        computed = {o for op in b.ops for o in op.outputs}
+        names += sorted({name for name, _ in places.values()} & computed - set(names))
+    used = {*feeds, *names, *(i for op in b.ops for i in (*op.inputs, *op.outputs))}
+    content = litert_bytes([t for t in b.tensors.values() if t.name in used], b.ops, list(feeds), names)
+    return LiteRTFile(content, places, feeds, found, made, dialect.kernels, batch)
+
+
+def _outside(rank: int, layout: Layout) -> Perm:
+    return channels_last(rank) if layout == "channels_last" and rank in (3, 4) else tuple(range(rank))
+
+
+def _input(b: Builder, name: str, io: IO, layout: Layout) -> Perm:
+    """The file's input, and the codes that it becomes."""
+    shape, q = b.shape(name), b.qparams.get(name)
+    perm = _outside(len(shape), layout)
+    sizes = [shape[p] for p in perm]
+    if q is None:
+        b.add(name, b.graph[name].dtype, sizes)
+        b.put(name, perm, name)
+    elif io == "codes":
+        b.add(name, "int8", sizes, q)
+        b.put(name, perm, name)
+        _check_whole(b, name)
+    else:
+        b.add(name, "float32", sizes)
+        codes = b.add(b.unique(f"{name}:codes"), "int8", sizes, q)
+        b.op("QUANTIZE", [name], codes)
+        low, high = q.qtype.qmin, q.qtype.qmax
+        if (low, high) != (-128, 127):
+            codes = b.clamp_codes(codes, b.add(b.unique(f"{name}:clamped"), "int8", sizes, q), low, high, q)
+        b.put(name, perm, codes)
+    return perm
+
+
+def _check_whole(b: Builder, name: str) -> None:
+    if b.qparams[name].qtype.bits != 8:
+        raise ExportError("an input of fewer than 8 bits cannot be fed as codes", where=name, fix="inputs='float'")
+
+
+def _output(b: Builder, name: str, edge: str, io: IO, layout: Layout) -> Perm:
+    """One output of the file, from an edge."""
+    perm = _outside(len(b.shape(edge)), layout)
+    source = b.get(edge, perm)
+    t = b.tensors[source]
+    if t.dtype == "float32" or io == "codes":
+        out = b.add(name, t.dtype, t.shape, b.qparams.get(edge))
+        b.op("RESHAPE", [source, b.const(":shape", np.array(t.shape, np.int32))], out,
+             newShape=np.array(t.shape, np.int32))
+    else:
+        b.op("DEQUANTIZE", [source], b.add(name, "float32", t.shape))
+    return perm
+
+
+# -- the certificate ------------------------------------------------------------------------------
+
+
+def _batches(q: QModel, inputs: Mapping[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
+    """The inputs in batches of the file's size; what does not fill the last one is left out."""
+    batched = {n.name for n in q.graph.inputs if n.shape and n.shape[0] == "batch"}
+    samples = check_inputs(q.graph, inputs)
+    if not batched:
+        yield dict(inputs)
+        return
+    if samples < size:
+        raise ExportError("too few samples to compare on", got=samples, allowed=f"at least {size}",
+                          fix="pass data, or a smaller batch")
+    for start in range(0, samples - size + 1, size):
+        yield {k: v[start: start + size] if k in batched else v for k, v in inputs.items()}
+
+
+def _back(value: np.ndarray[Any, Any], perm: Perm) -> np.ndarray[Any, Any]:
+    return np.transpose(value, np.argsort(perm)) if perm else value
+
+
+def compare_litert(q: QModel, file: LiteRTFile, twin: LiteRTFile, data: Any = None) -> Certificate:
+    """Run a file and its twin that gives every edge, and hold both against the integer model."""
+    inputs = named_inputs(q, data) if data is not None else example_inputs(q)
+    whole, product = (LiteRTModel(f.content, f.kernels) for f in (twin, file))
+    compared = differ = outputs = outputs_differ = 0
+    largest, first = 0.0, None
+    for part in _batches(q, inputs, file.batch):
+        ours, values = _ours(q, part)
+        found = whole.run(_feeds(twin, part, ours, q))
+        for edge, (tensor, perm) in twin.edges.items():
+            if tensor not in found:
+                continue
+            wrong = int((ours[edge].numpy() != _back(found[tensor], perm)).sum())
+            compared, differ = compared + ours[edge].numel(), differ + wrong
+            if wrong and first is None:
+                node = q.graph[edge]
+                first = f"{node.path or node.name} ({node.op}, edge '{edge}')"
+        results = product.run(_feeds(file, part, ours, q))
+        for name, edge, perm in file.outputs:
+            theirs = _back(results[name], perm)
+            mine = (ours[edge] if theirs.dtype == np.int8 else values[edge]).numpy()
+            outputs, outputs_differ = outputs + mine.size, outputs_differ + int((mine != theirs).sum())
+            gap = np.abs(mine.astype(np.float64) - theirs.astype(np.float64))
+            largest = max(largest, float(gap.max())) if gap.size else largest
+    planned, actual, missing = _kernels(q, file)
+    macs: Mapping[str, int] = q.info.get("macs", {})
+    done = sum(m for n, m in macs.items() if n not in missing)
+    return Certificate(
+        f"LiteRT {metadata.version('ai-edge-litert')}, kernels {file.kernels.value}", check_inputs(q.graph, inputs),
+        len(twin.edges), compared, differ, first, 0, 0, outputs, outputs_differ, largest, planned, actual,
+        tuple(missing), done / sum(macs.values()) if sum(macs.values()) else 1.0, batches=(file.batch,))
+
+
+def _ours(q: QModel, part: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    codes: dict[str, Tensor] = {}
+
+    def tap(name: str, value: Tensor) -> None:
+        codes[name] = value.to(torch.int8)
+
+    return codes, q.program.values(part, integer=True, tap=tap)
+
+
+def _feeds(file: LiteRTFile, part: Mapping[str, Tensor], ours: Mapping[str, Tensor], q: QModel) -> dict[str, Any]:
+    """What the file's inputs are given: floats, or codes."""
+    feeds = {}
+    for name, perm in file.inputs.items():
+        codes = name in file.edges and file.edges[name][0] == name and name in q.qparams
+        feeds[name] = np.ascontiguousarray((ours if codes else part)[name].numpy().transpose(perm))
+    return feeds
+
+
+def _kernels(q: QModel, file: LiteRTFile) -> tuple[dict[str, int], dict[str, int], list[str]]:
+    """Kernels in the plan, those among them that the file has, and nodes whose kernel it does not have."""
+    planned = {n: k for n, k in q.info.get("kernels", {}).items() if k}
+    missing = [n for n, k in planned.items() if not set(_SAME.get(k, (k,))) & set(file.codes.get(n, ()))]
+    counts = (Counter(planned.values()), Counter(k for n, k in planned.items() if n not in missing))
+    return dict(sorted(counts[0].items())), dict(sorted(counts[1].items())), missing

@@ -1,0 +1,307 @@
+"""Integer operations in LiteRT's operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from intact.exporters.litert_build import Builder
+from intact.graph import Node
+from intact.kernels import KERNELS, MOVES, UNARY_OPS, Binding
+from intact.kernels.concat import rescaled
+from intact.kernels.elementwise import unary_table
+from intact.kernels.passive import PadKernel
+from intact.reference.litert.linear import same_padding
+from intact.reference.litert.move import resize_nearest
+from intact.types import INT8, QParams
+
+__all__ = ["EMITTERS"]
+
+Array = npt.NDArray[Any]
+Emit = Callable[[Builder, Node, Binding], None]
+EMITTERS: dict[str, Emit] = {}
+_SAME, _VALID = 0, 1
+
+
+def _emits(*ops: str) -> Callable[[Emit], Emit]:
+    def register(function: Emit) -> Emit:
+        EMITTERS.update(dict.fromkeys(ops, function))
+        return function
+    return register
+
+
+def _pair(values: Sequence[int], fill: int) -> tuple[int, int]:
+    """Height and width; a signal has one row."""
+    height, width = (fill, *values)[-2:]
+    return int(height), int(width)
+
+
+# -- layers with weights --------------------------------------------------------------------------
+
+
+def _weight_scales(binding: Binding) -> Array:
+    """One scale for each output channel."""
+    assert binding.weight is not None
+    w = binding.weight
+    return np.broadcast_to(w.qparams.scale.numpy(), (w.codes.shape[0],)).astype(np.float32)
+
+
+def _bias(b: Builder, node: Node, binding: Binding) -> str:
+    assert binding.weight is not None
+    channels = binding.weight.codes.shape[0]
+    codes = np.zeros(channels, np.int32) if binding.bias is None else binding.bias.numpy().astype(np.int32)
+    scales = np.float32(float(binding.inputs[0].scale)) * _weight_scales(binding)
+    return b.const(f"{node.name}:bias", codes, scales=[float(s) for s in scales])
+
+
+def _weight(b: Builder, node: Node, codes: Array, binding: Binding, axis: int = 0) -> str:
+    return b.const(f"{node.params['weight']}:codes", codes, scales=[float(s) for s in _weight_scales(binding)],
+                   axis=axis)
+
+
+def _padded(b: Builder, x: str, pads: Sequence[tuple[int, int]], code: int, zero_point: int) -> str:
+    """PAD with the zero point, or PADV2 with another code; pads of every axis, in memory's order."""
+    if not any(v for pair in pads for v in pair):
+        return x
+    shape = [n + p + q for n, (p, q) in zip(b.tensors[x].shape, pads, strict=True)]
+    return _pad_into(b, x, pads, code, zero_point, b.like(x, f"{x}:padded", shape))
+
+
+def _pad_into(b: Builder, x: str, pads: Sequence[tuple[int, int]], code: int, zero_point: int, out: str) -> str:
+    amounts = b.const(":pads", np.array(pads, np.int32))
+    if code == zero_point:
+        return b.op("PAD", [x, amounts], out)
+    return b.op("PADV2", [x, amounts, _code(b, code, x)], out)
+
+
+def _code(b: Builder, code: int, like: str) -> str:
+    """One code, in another tensor's encoding."""
+    t = b.tensors[like]
+    q = QParams.per_tensor(t.scales[0], t.zero_points[0], INT8)
+    return b.const(":code", np.array([code], np.int8), q=q)
+
+
+@_emits("conv")
+def _conv(b: Builder, node: Node, binding: Binding) -> None:
+    a = node.attrs
+    assert binding.weight is not None
+    codes = binding.weight.centred().numpy().astype(np.int8)
+    if codes.ndim == 3:
+        codes = codes[:, :, None]
+    x = b.image(node.inputs[0])
+    shape = b.tensors[x].shape
+    kernel = (codes.shape[2], codes.shape[3])
+    stride, dilation = _pair(a["stride"], 1), _pair(a["dilation"], 1)
+    begin, end = _pair(a["pad_begin"], 0), _pair(a["pad_end"], 0)
+    pads = ((begin[0], end[0]), (begin[1], end[1]))
+    padding = _VALID
+    if pads != ((0, 0), (0, 0)):
+        if same_padding(shape[1:3], kernel, stride, dilation) == pads:
+            padding = _SAME
+        else:
+            zero = int(binding.inputs[0].zero_point)
+            x = _padded(b, x, ((0, 0), *pads, (0, 0)), zero, zero)
+    inner, own = b.image_result(node.name)
+    geometry = {"padding": padding, "strideH": stride[0], "strideW": stride[1], "dilationHFactor": dilation[0],
+                "dilationWFactor": dilation[1]}
+    if a["groups"] == shape[3] and a["groups"] > 1:  # channel c feeds the outputs from c * m on, in both worlds
+        weight = _weight(b, node, codes[:, 0].transpose(1, 2, 0)[None], binding, 3)
+        b.clamped("DEPTHWISE_CONV_2D", [x, weight, _bias(b, node, binding)], inner, binding,
+                  depthMultiplier=codes.shape[0] // shape[3], **geometry)
+    else:
+        weight = _weight(b, node, codes.transpose(0, 2, 3, 1), binding)
+        b.clamped("CONV_2D", [x, weight, _bias(b, node, binding)], inner, binding, **geometry)
+    b.finish(inner, own)
+
+
+@_emits("linear")
+def _linear(b: Builder, node: Node, binding: Binding) -> None:
+    assert binding.weight is not None
+    codes = binding.weight.centred().numpy().astype(np.int8)
+    out, inside = codes.shape
+    x = b.plain(node.inputs[0])
+    rows = int(np.prod(b.tensors[x].shape[:-1], dtype=np.int64))
+    conv = b.dialect.linear_as_conv
+    own = b.made(node.name, tuple(range(len(b.shape(node.name)))))
+    flat = (rows, 1, 1, out) if conv else (rows, out)
+    inner = own if b.tensors[own].shape == flat else b.like(own, f"{node.name}:rows", flat)
+    if conv:
+        operands = [b.reshape(x, (rows, 1, 1, inside)), _weight(b, node, codes[:, None, None], binding)]
+        b.clamped("CONV_2D", [*operands, _bias(b, node, binding)], inner, binding, padding=_VALID, strideH=1, strideW=1,
+                  dilationHFactor=1, dilationWFactor=1)
+    else:
+        operands = [b.reshape(x, (rows, inside)), _weight(b, node, codes, binding)]
+        b.clamped("FULLY_CONNECTED", [*operands, _bias(b, node, binding)], inner, binding)
+    b.finish(inner, own)
+
+
+# -- functions of codes -----------------------------------------------------------------------------
+
+
+@_emits("add", "sub", "mul")
+def _binary(b: Builder, node: Node, binding: Binding) -> None:
+    rank = len(node.shape)
+    lead = next((i for i in node.inputs if len(b.shape(i)) == rank and b.graph[i].op != "constant"), None)
+    perm = b.where(lead)[0] if lead is not None else tuple(range(rank))
+    b.clamped(node.op.upper(), [b.operand(i, perm) for i in node.inputs], b.made(node.name, perm), binding)
+
+
+def _entries(codes: torch.Tensor, q: QParams) -> Array:
+    """A table of every code of an encoding as one of all 256 codes; those that never occur hold 0."""
+    table = np.zeros(256, np.int8)
+    table[q.qtype.qmin + 128: q.qtype.qmax + 129] = codes.numpy().astype(np.int8)
+    return table
+
+
+@_emits(*UNARY_OPS)
+def _unary(b: Builder, node: Node, binding: Binding) -> None:
+    perm, x = b.where(node.inputs[0])
+    b.look_up(x, _entries(unary_table(binding), binding.inputs[0]), b.made(node.name, perm))
+
+
+@_emits("concat")
+def _concat(b: Builder, node: Node, binding: Binding) -> None:
+    perm = b.where(next((i for i in node.inputs if b.graph[i].op != "constant"), node.inputs[0]))[0]
+    parts = []
+    for edge, q in zip(node.inputs, binding.inputs, strict=True):
+        x = b.get(edge, perm)
+        if not q.same_as(binding.output):
+            out = b.add(b.unique(f"{edge}:rescaled"), "int8", b.tensors[x].shape, binding.output)
+            x = b.look_up(x, _entries(rescaled(q, binding), q), out)
+        parts.append(x)
+    axis = perm.index(node.attrs["axis"] % len(perm))
+    b.op("CONCATENATION", parts, b.made(node.name, perm), axis=axis)
+
+
+@_emits("mean")
+def _mean(b: Builder, node: Node, binding: Binding) -> None:
+    perm, x = b.where(node.inputs[0])
+    axes, keep = [a % len(perm) for a in node.attrs["axes"]], bool(node.attrs["keepdim"])
+    rest = [p for p in perm if p not in axes]
+    after = perm if keep else tuple(sorted(rest).index(p) for p in rest)
+    own = b.made(node.name, after)
+    where = b.const(":axes", np.array(sorted(perm.index(a) for a in axes), np.int32))
+    if b.fused(binding) == "NONE":
+        b.op("MEAN", [x, where], own, keepDims=keep)
+    else:
+        inner = b.op("MEAN", [x, where], b.like(own, f"{own}:unclamped", b.tensors[own].shape), keepDims=keep)
+        b.clamp(inner, own, binding)
+
+
+# -- windows --------------------------------------------------------------------------------------
+
+
+def _windows(b: Builder, node: Node, binding: Binding, code: str, fill: int) -> None:
+    """A pool over whole windows, of an operand that is padded first."""
+    a, q = node.attrs, binding.inputs[0]
+    x = b.image(node.inputs[0])
+    kernel, stride = _pair(a["kernel"], 1), _pair(a["stride"], 1)
+    begin = _pair(a["padding"], 0)
+    inner, own = b.image_result(node.name)
+    pads = [(0, 0)]
+    for n, m, k, s, p in zip(b.tensors[x].shape[1:3], b.tensors[inner].shape[1:3], kernel, stride, begin, strict=True):
+        pads.append((p, max(0, (m - 1) * s + k - n - p)))
+    x = _padded(b, x, [*pads, (0, 0)], fill, int(q.zero_point))
+    b.clamped(code, [x], inner, binding, padding=_VALID, strideH=stride[0], strideW=stride[1], filterHeight=kernel[0],
+              filterWidth=kernel[1])
+    b.finish(inner, own)
+
+
+@_emits("avg_pool")
+def _avg_pool(b: Builder, node: Node, binding: Binding) -> None:
+    _windows(b, node, binding, "AVERAGE_POOL_2D", int(binding.inputs[0].zero_point))
+
+
+@_emits("max_pool")
+def _max_pool(b: Builder, node: Node, binding: Binding) -> None:
+    _windows(b, node, binding, "MAX_POOL_2D", binding.inputs[0].qtype.qmin)
+
+
+# -- moves ----------------------------------------------------------------------------------------
+
+
+@_emits("reshape")
+def _reshape(b: Builder, node: Node, binding: Binding) -> None:
+    shape = b.shape(node.name)
+    b.put(node.name, tuple(range(len(shape))), b.reshape(b.plain(node.inputs[0]), shape, node.name))
+
+
+@_emits("permute")
+def _permute(b: Builder, node: Node, binding: Binding) -> None:
+    axes = [a % len(node.shape) for a in node.attrs["axes"]]
+    perm, x = b.where(node.inputs[0])
+    b.put(node.name, tuple(axes.index(p) for p in perm), x)
+
+
+@_emits("slice")
+def _slice(b: Builder, node: Node, binding: Binding) -> None:
+    a = node.attrs
+    perm, x = b.where(node.inputs[0])
+    shape = b.tensors[x].shape
+    at = perm.index(a["axis"] % len(perm))
+    start, end, step = slice(a["start"], a["end"], a["step"]).indices(shape[at])
+    begins, ends, steps = [0] * len(shape), list(shape), [1] * len(shape)
+    begins[at], ends[at], steps[at] = start, end, step
+    operands = [b.const(n, np.array(v, np.int32)) for n, v in ((":begin", begins), (":end", ends), (":step", steps))]
+    b.op("STRIDED_SLICE", [x, *operands], b.made(node.name, perm))
+
+
+@_emits("pad")
+def _pad(b: Builder, node: Node, binding: Binding) -> None:
+    perm, x = b.where(node.inputs[0])
+    rank, given = len(perm), list(node.attrs["pads"])
+    pads = [(0, 0)] * rank
+    for i in range(len(given) // 2):
+        pads[perm.index(rank - 1 - i)] = (int(given[2 * i]), int(given[2 * i + 1]))
+    own = b.made(node.name, perm)
+    if node.attrs["mode"] == "constant" and min(v for pair in pads for v in pair) >= 0:
+        kernel = KERNELS["pad"](binding)
+        assert isinstance(kernel, PadKernel)
+        _pad_into(b, x, pads, kernel.value, int(binding.inputs[0].zero_point), own)
+        return
+    mode = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[node.attrs["mode"]]
+    indices = {i: np.pad(np.arange(n), p, mode=mode) for i, (n, p) in  # type: ignore[call-overload]
+               enumerate(zip(b.tensors[x].shape, pads, strict=True)) if p != (0, 0)}
+    _gathers(b, x, indices, own)
+
+
+def _gathers(b: Builder, x: str, indices: dict[int, Any], own: str) -> None:
+    """Places of several axes, one after the other."""
+    last = max(indices, default=0)
+    for axis, index in indices.items() or [(0, range(b.tensors[x].shape[0]))]:
+        x = b.gather(x, axis, [int(i) for i in index], own if axis == last else "")
+
+
+@_emits("expand")
+def _expand(b: Builder, node: Node, binding: Binding) -> None:
+    shape = b.shape(node.name)
+    source = b.shape(node.inputs[0])
+    x = b.reshape(b.plain(node.inputs[0]), (1,) * (len(shape) - len(source)) + source)
+    own = b.made(node.name, tuple(range(len(shape))))
+    _gathers(b, x, {i: [0] * n for i, (n, m) in enumerate(zip(shape, b.tensors[x].shape, strict=True)) if n != m}, own)
+
+
+@_emits("index_select")
+def _index_select(b: Builder, node: Node, binding: Binding) -> None:
+    perm, x = b.where(node.inputs[0])
+    b.gather(x, perm.index(node.attrs["axis"] % len(perm)), node.attrs["indices"], b.made(node.name, perm))
+
+
+@_emits("interpolate_nearest")
+def _nearest(b: Builder, node: Node, binding: Binding) -> None:
+    """RESIZE_NEAREST_NEIGHBOR where its index arithmetic is torch's, else places of each axis."""
+    source, size = _pair(node.attrs["source"], 1), _pair(node.attrs["size"], 1)
+    x = b.image(node.inputs[0])
+    inner, own = b.image_result(node.name)
+    grid = torch.arange(source[0] * source[1]).reshape(1, 1, *source)
+    want = MOVES["interpolate_nearest"](grid, {"source": source, "size": size}, 1)[0, 0].numpy()
+    theirs = resize_nearest(grid.permute(0, 2, 3, 1).numpy(), *size)[0, :, :, 0]
+    if np.array_equal(want, theirs):
+        b.op("RESIZE_NEAREST_NEIGHBOR", [x, b.const(":size", np.array(size, np.int32))], inner)
+    else:
+        _gathers(b, x, {1: want[:, 0] // source[1], 2: want[0] % source[1]}, inner)
+    b.finish(inner, own)
