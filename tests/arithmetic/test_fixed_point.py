@@ -87,7 +87,7 @@ def test_ties(x, shift, rounding, odd):
 @example(-(2**31), 2.0**-31)
 @example(2**31 - 1, 2.0**9)
 def test_two_roundings(x, real):
-    """A shift that wraps, gemmlowp's SaturatingRoundingDoublingHighMul, RoundingDivideByPOT; C's truncating division."""
+    """A shift that wraps, gemmlowp's SaturatingRoundingDoublingHighMul and RoundingDivideByPOT, C's division."""
     m0, shift = pair(real)
     right = int(shift) - 31
     left = (x * 2 ** max(-right, 0) + 2**31) % 2**32 - 2**31

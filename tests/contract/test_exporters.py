@@ -14,11 +14,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from ai_edge_litert.interpreter import Interpreter
 from torch import Tensor, nn
 
 import intact
 from intact.api import EXPORTERS
-from intact.errors import ExportError
+from intact.errors import ExportError, PlanError
 from intact.graph.capture import capture_program
 from tests.zoo import ZOO
 
@@ -32,8 +33,28 @@ def run_onnx(file: Path, inputs: Arrays) -> list[np.ndarray]:
     return found
 
 
+def run_litert(file: Path, inputs: Arrays) -> list[np.ndarray]:
+    """One sample after the other, where the file takes one."""
+    interpreter = Interpreter(str(file))
+    interpreter.allocate_tensors()
+    rows, results = interpreter.get_input_details(), interpreter.get_output_details()
+    assert [r["name"] for r in rows] == list(inputs)
+    step = int(rows[0]["shape"][0])
+    found = []
+    for i in range(0, len(next(iter(inputs.values()))), step):
+        for row in rows:
+            interpreter.set_tensor(row["index"], inputs[row["name"]][i: i + step])
+        interpreter.invoke()
+        found.append([interpreter.get_tensor(r["index"]) for r in results])
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+
 #: format -> the outputs of a file, in order, for named inputs
-RUNNERS: dict[str, Callable[[Path, Arrays], list[np.ndarray]]] = {"onnx": run_onnx}
+RUNNERS: dict[str, Callable[[Path, Arrays], list[np.ndarray]]] = {"onnx": run_onnx, "tflite": run_litert}
+#: format -> the target whose models it takes
+TARGET = {"onnx": "onnxruntime", "tflite": "litert"}
+#: format -> networks with an operation that its target refuses, and what the plan says
+REFUSED: dict[str, dict[str, str]] = {"onnx": {}, "tflite": {}}
 #: without softmax and layer norm, whose last bit may differ between torch and a runtime
 SMALL = [e.name for e in ZOO.values() if math.prod(e.input_shape) <= 3 * 32 * 32 and "vit" not in e.name]
 
@@ -51,16 +72,16 @@ class TwoInputs(nn.Module):
 
 
 @functools.cache
-def quantized(name: str) -> tuple[intact.QModel, tuple[Tensor, ...]]:
+def quantized(name: str, target: str = "onnxruntime") -> tuple[intact.QModel, tuple[Tensor, ...]]:
     if name == "two inputs":
         xs: tuple[Tensor, ...] = (torch.randn(9, 6), torch.randn(9, 5))
-        return intact.quantize(TwoInputs(), [xs]), xs
+        return intact.quantize(TwoInputs(), [xs], target=target), xs
     if name == "fixed batch":
         x = torch.randn(9, 6)
         program = torch.export.export(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), (x,))
-        return intact.quantize(capture_program(program), [x]), (x,)
+        return intact.quantize(capture_program(program), [x], target=target), (x,)
     x = ZOO[name].example(9)
-    return intact.quantize(ZOO[name].build(), [x]), (x,)
+    return intact.quantize(ZOO[name].build(), [x], target=target), (x,)
 
 
 def flat(value: object) -> list[Tensor]:
@@ -77,7 +98,11 @@ def test_every_exporter_can_be_run() -> None:
 @pytest.mark.parametrize("name", [*SMALL, "two inputs", "fixed batch"])
 @pytest.mark.parametrize("kind", sorted(EXPORTERS))
 def test_the_file_gives_what_the_integer_model_gives(kind: str, name: str, tmp_path: Path) -> None:
-    q, xs = quantized(name)
+    if (reason := REFUSED[kind].get(name)):
+        with pytest.raises(PlanError, match=reason):
+            quantized(name, TARGET[kind])
+        return
+    q, xs = quantized(name, TARGET[kind])
     path = tmp_path / f"net.{kind}"
     certificate = intact.export(q, path)
     assert isinstance(certificate, intact.Certificate)
@@ -94,7 +119,7 @@ def test_the_file_gives_what_the_integer_model_gives(kind: str, name: str, tmp_p
 
 @pytest.mark.parametrize("kind", sorted(EXPORTERS))
 def test_the_same_file_twice(kind: str, tmp_path: Path) -> None:
-    q, _ = quantized("two inputs")
+    q, _ = quantized("two inputs", TARGET[kind])
     files = [tmp_path / f"{n}.{kind}" for n in "ab"]
     for file in files:
         intact.export(q, file)
@@ -119,5 +144,5 @@ def test_what_is_refused_leaves_no_file(kind: str, tmp_path: Path) -> None:
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="unknown export format") as caught:
-        intact.export(quantized("two inputs")[0], tmp_path / "net.tflite")
+        intact.export(quantized("two inputs")[0], tmp_path / "net.caffemodel")
     assert all(kind in str(caught.value) for kind in EXPORTERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,8 +16,11 @@ from intact.kernels import KERNELS, MOVES, UNARY_OPS, Binding
 from intact.kernels.concat import rescaled
 from intact.kernels.elementwise import unary_table
 from intact.kernels.passive import PadKernel
+from intact.reference.litert.elementwise import relu
 from intact.reference.litert.linear import same_padding
 from intact.reference.litert.move import resize_nearest
+from intact.reference.litert.quant import Activation, Quant
+from intact.reference.litert.tables import logistic, tanh
 from intact.types import INT8, QParams
 
 __all__ = ["EMITTERS"]
@@ -160,7 +164,36 @@ def _entries(codes: torch.Tensor, q: QParams) -> Array:
 @_emits(*UNARY_OPS)
 def _unary(b: Builder, node: Node, binding: Binding) -> None:
     perm, x = b.where(node.inputs[0])
-    b.look_up(x, _entries(unary_table(binding), binding.inputs[0]), b.made(node.name, perm))
+    table = unary_table(binding)
+    name = _native(b, node, binding, table)
+    if name:
+        b.op(name, [x], b.made(node.name, perm))
+    else:
+        b.look_up(x, _entries(table, binding.inputs[0]), b.made(node.name, perm))
+
+
+def _native(b: Builder, node: Node, binding: Binding, table: torch.Tensor) -> str:
+    """The operator that gives the same codes for every code there is; "" if there is none."""
+    (qx,), qy = binding.inputs, binding.output
+    x, y = (Quant(float(q.scale), int(q.zero_point), 8) for q in (qx, qy))
+    every, kernels = np.arange(qx.qtype.qmin, qx.qtype.qmax + 1), b.dialect.formulas
+    bounds = {"relu": (0.0, math.inf), "clamp": (node.attrs.get("low"), node.attrs.get("high"))}.get(node.op)
+    found: Array
+    if node.op == "sigmoid" and (y.scale, y.zero_point) == (2.0**-8, -128):
+        name, found = "LOGISTIC", logistic(every, x, y, kernels=kernels)
+    elif node.op == "tanh" and (y.scale, y.zero_point) == (2.0**-7, 0):
+        name, found = "TANH", tanh(every, x, y, kernels=kernels)
+    elif bounds in _RELUS:
+        name, activation = _RELUS[bounds]
+        found = relu(every, x, y, activation)
+    else:
+        return ""
+    return name if np.array_equal(found, table.numpy()) else ""
+
+
+_RELUS: dict[tuple[Any, Any] | None, tuple[str, Activation]] = {
+    (0.0, math.inf): ("RELU", "RELU"), (0.0, 6.0): ("RELU6", "RELU6"), (-1.0, 1.0): ("RELU_N1_TO_1", "RELU_N1_TO_1"),
+}
 
 
 @_emits("concat")

@@ -136,7 +136,8 @@ def output_names(graph: Graph) -> list[tuple[str, str]]:
 
     walk(graph.output, "")
     taken = {n.name for n in graph.inputs}
-    return [(name + "_out" if name in taken else name or "output", edge) for name, edge in found]
+    named = [(name or "output", edge) for name, edge in found]
+    return [(name + "_out" if name in taken else name, edge) for name, edge in named]
 
 
 def _edge_tensors(b: Builder) -> dict[str, str]:

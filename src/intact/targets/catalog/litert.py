@@ -15,6 +15,7 @@ from intact.graph import Graph, Node
 from intact.kernels import UNARY_OPS
 from intact.targets.catalog.fixed_point import fixed_mean
 from intact.targets.schema import OpRule, Output, Target
+from intact.types import INT8, QParams
 
 __all__ = ["LITERT", "LITERT_REFERENCE"]
 
@@ -66,6 +67,9 @@ _RULES: dict[str, OpRule] = {
     **{op: OpRule("", Output.SHARED) for op in
        ("reshape", "permute", "slice", "pad", "expand", "index_select", "interpolate_nearest")},
     **{op: OpRule("table") for op in UNARY_OPS},
+    # any other encoding of LOGISTIC is refused by the kernels, of TANH by the specification
+    "sigmoid": OpRule("table", fixed={8: QParams.per_tensor(2.0**-8, -128, INT8)}),
+    "tanh": OpRule("table", fixed={8: QParams.per_tensor(2.0**-7, 0, INT8)}),
 }
 
 LITERT = Target(
