@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import intact
-from intact.arithmetic import PoolRule
+from intact.arithmetic import PoolRule, ResizeRule
 from intact.errors import PlanError
 from intact.graph import MAC_OPS, PASSIVE_OPS, FloatModel
 from intact.kernels import KERNELS
@@ -41,8 +41,9 @@ class TestEvery:
         assert target.rules.keys() <= KERNELS.keys()
         for op, rule in target.rules.items():
             assert rule.macs == (op in MAC_OPS), op
-            averages_codes = op == "avg_pool" and target.arithmetic.average_pool is PoolRule.CODES
-            assert (rule.output is Output.SHARED) == (op in PASSIVE_OPS or averages_codes), op
+            of_codes = {"avg_pool"} if target.arithmetic.average_pool is PoolRule.CODES else set()
+            of_codes |= {"interpolate"} if target.arithmetic.resize is not ResizeRule.PRODUCTS else set()
+            assert (rule.output is Output.SHARED) == (op in PASSIVE_OPS | of_codes), op
             assert not rule.fixed or rule.output is Output.FREE, op
         with pytest.raises(FrozenInstanceError):
             target.version = 2  # type: ignore[misc]
@@ -67,8 +68,7 @@ _LITERT = {
     "matrix products": "matmul", "matrix product by a constant on the left": "matmul",
     "max pool": "dilated", "max pool between convolutions": "dilated", "average pool": "leaves out padding",
     "average pool between convolutions": "leaves out padding", "average pool 1-d": "leaves out padding",
-    "adaptive average pool": "matmul", "bilinear interpolation": "interpolate",
-    "bilinear interpolation between convolutions": "interpolate",
+    "adaptive average pool": "matmul",
 }
 REFUSED = {"fixed_point": {"attention": "adds the mask"}, "litert": _LITERT, "litert_reference": _LITERT}
 

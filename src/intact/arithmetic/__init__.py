@@ -1,7 +1,7 @@
 """The number rules of runtimes: quantize, round, saturate, accumulate, requantize. The only room that rounds."""
 
 from intact.arithmetic.accumulate import accumulator_bounds, carrier_for
-from intact.arithmetic.arithmetic import REFERENCE, Arithmetic, BinaryRule, MeanRule, PoolRule, Requantize
+from intact.arithmetic.arithmetic import REFERENCE, Arithmetic, BinaryRule, MeanRule, PoolRule, Requantize, ResizeRule
 from intact.arithmetic.dynamic import quantize_rows, quantize_tensor, tensor_range
 from intact.arithmetic.elementwise import add_codes, fma_float32, mul_codes, sub_codes
 from intact.arithmetic.fixed_point import fixed_point, rounded_shift, shared_fixed_point
@@ -18,6 +18,7 @@ __all__ = [
     "Multiplier",
     "PoolRule",
     "Requantize",
+    "ResizeRule",
     "Rounding",
     "accumulator_bounds",
     "add_codes",

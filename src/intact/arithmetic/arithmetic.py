@@ -7,7 +7,7 @@ from enum import Enum
 
 from intact.arithmetic.rounding import Rounding
 
-__all__ = ["REFERENCE", "Arithmetic", "BinaryRule", "MeanRule", "PoolRule", "Requantize"]
+__all__ = ["REFERENCE", "Arithmetic", "BinaryRule", "MeanRule", "PoolRule", "Requantize", "ResizeRule"]
 
 
 class BinaryRule(Enum):
@@ -36,6 +36,14 @@ class MeanRule(Enum):
     XNNPACK = "xnnpack"  # float32 ratio and offset, the zero point inside the rounding
 
 
+class ResizeRule(Enum):
+    """How bilinear interpolation weighs neighbours."""
+
+    PRODUCTS = "products"  # of dequantized values; without floats of codes: up to 11 bits a side, one multiplier
+    TFLITE = "tflite"  # of codes, 10 bits a side, a tie away from code 0; operand and output have one encoding
+    XNNPACK = "xnnpack"  # of codes, 11 bits a side, a tie upwards; operand and output have one encoding
+
+
 class Requantize(Enum):
     """How a wide accumulator is brought to the output's scale: by which multiplier, rounded how often."""
 
@@ -58,6 +66,7 @@ class Arithmetic:
         mul: rule for multiplications of two activations.
         average_pool: rule for windows.
         mean: rule for whole axes.
+        resize: rule for bilinear interpolation.
         zero_inside_pool: the zero point is added before the rounding in windowed average pooling.
         accumulator_bits: width of the accumulator; a layer that could overflow it is refused.
         requantize: rule for accumulators.
@@ -72,6 +81,7 @@ class Arithmetic:
     mul: BinaryRule = BinaryRule.DEQUANTIZED
     average_pool: PoolRule = PoolRule.SUM
     mean: MeanRule = MeanRule.SUM
+    resize: ResizeRule = ResizeRule.PRODUCTS
     zero_inside_pool: bool = False
     accumulator_bits: int = 32
     requantize: Requantize = Requantize.FLOAT

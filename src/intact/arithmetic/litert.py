@@ -8,11 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from intact.arithmetic.arithmetic import Arithmetic, MeanRule
+from intact.arithmetic.arithmetic import Arithmetic, MeanRule, ResizeRule
 from intact.arithmetic.fixed_point import gemmlowp_multiplier, scaled_twice
 from intact.types import QParams
 
-__all__ = ["code_mean", "mean_codes", "tflite_product", "tflite_sum", "xnnpack_product", "xnnpack_sum"]
+__all__ = ["code_mean", "mean_codes", "mix_codes", "resize_places", "tflite_product", "tflite_sum", "xnnpack_product",
+           "xnnpack_sum"]
 
 
 def _finish(whole: Tensor, out: QParams) -> Tensor:
@@ -109,3 +110,46 @@ def code_mean(total: Tensor, count: Tensor) -> Tensor:
     """
     size, count = total.to(torch.int64).abs(), count.to(torch.int64)
     return torch.div(size + torch.div(count, 2, rounding_mode="floor"), count, rounding_mode="floor") * total.sign()
+
+
+def resize_places(size: int, new: int, corners: bool, rule: ResizeRule) -> tuple[Tensor, Tensor, Tensor]:
+    """Lower neighbour, upper neighbour and the upper one's share of each new index, int64.
+
+    The share counts in 1024ths (TFLite) or 2048ths (XNNPACK).
+
+    >>> [t.tolist() for t in resize_places(2, 4, False, ResizeRule.TFLITE)]
+    [[0, 0, 0, 1], [0, 1, 1, 1], [-256, 256, 768, 256]]
+    """
+    if rule is ResizeRule.XNNPACK:
+        less = int(corners and new != 1)
+        step = torch.tensor(float(size - less)) / float(new - less)
+        place = torch.arange(new, dtype=torch.float32) * step
+        if not corners:
+            place = (place + (0.5 * step - 0.5)).clamp(0.0, float(size - 1))
+        lower = place.to(torch.int64)
+        share = ((place - lower.to(torch.float32)) * 2048.0).round().to(torch.int64)
+        return lower, (lower + 1).clamp(max=size - 1), share
+    if corners and new > 1:
+        whole = (1024 * (size - 1) + (new - 1) // 2) // (new - 1)
+    else:
+        whole = (1024 * size + new // 2) // new
+    at = torch.arange(new) * whole + (0 if corners else whole // 2 - 512)
+    low = torch.div(at, 1024, rounding_mode="trunc").clamp(min=0)
+    return low, torch.div(at + 1023, 1024, rounding_mode="trunc").clamp(max=size - 1), at - 1024 * low
+
+
+def mix_codes(codes: Tensor, axes: tuple[tuple[Tensor, Tensor, Tensor], ...], rule: ResizeRule) -> Tensor:
+    """Bilinear interpolation of int64 codes along the last two axes, with :func:`resize_places` of each.
+
+    >>> places = resize_places(1, 1, False, ResizeRule.TFLITE), resize_places(2, 4, False, ResizeRule.TFLITE)
+    >>> mix_codes(torch.tensor([[0, 4]]), places, ResizeRule.TFLITE)
+    tensor([[0, 1, 3, 4]])
+    """
+    bits = 10 if rule is ResizeRule.TFLITE else 11
+    for axis, shape, (low, high, share) in zip((-2, -1), ((-1, 1), (-1,)), axes, strict=True):
+        to_high = share.to(codes.device).reshape(shape)
+        codes = codes.index_select(axis, low.to(codes.device)) * (2**bits - to_high) \
+            + codes.index_select(axis, high.to(codes.device)) * to_high
+    if rule is ResizeRule.TFLITE:
+        return code_mean(codes, torch.tensor(2**20, device=codes.device))
+    return (codes + 2**21) >> 22

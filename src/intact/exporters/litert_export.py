@@ -36,7 +36,8 @@ _DIALECTS = {
     LITERT_REFERENCE.name: (LITERT_REFERENCE, Dialect(LiteRTKernels.REFERENCE, "reference", linear_as_conv=True)),
 }
 #: operators that compute a kernel of the plan
-_SAME = {"CONV_2D": ("CONV_2D", "DEPTHWISE_CONV_2D"), "table": ("GATHER", "LOGISTIC", "TANH", "RELU", "RELU6", "RELU_N1_TO_1")}
+_SAME = {"CONV_2D": ("CONV_2D", "DEPTHWISE_CONV_2D"),
+         "table": ("GATHER", "LOGISTIC", "TANH", "RELU", "RELU6", "RELU_N1_TO_1")}
 
 
 @dataclass(frozen=True)

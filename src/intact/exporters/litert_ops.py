@@ -254,6 +254,18 @@ def _max_pool(b: Builder, node: Node, binding: Binding) -> None:
     _windows(b, node, binding, "MAX_POOL_2D", binding.inputs[0].qtype.qmin)
 
 
+@_emits("interpolate")
+def _interpolate(b: Builder, node: Node, binding: Binding) -> None:
+    x, corners = b.image(node.inputs[0]), bool(node.attrs["align_corners"])
+    inner, own = b.image_result(node.name)
+    size = b.const(":size", np.array(_pair(node.attrs["size"], 1), np.int32))
+    out = inner if b.fused(binding) == "NONE" else b.like(inner, f"{inner}:unclamped", b.tensors[inner].shape)
+    b.op("RESIZE_BILINEAR", [x, size], out, alignCorners=corners, halfPixelCenters=not corners)
+    if out != inner:
+        b.clamp(out, inner, binding)
+    b.finish(inner, own)
+
+
 # -- moves ----------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from intact.arithmetic import dequantize, multiplier, quantize, requantize
+from intact.arithmetic import ResizeRule, dequantize, multiplier, quantize, requantize
+from intact.arithmetic.litert import mix_codes, resize_places
+from intact.errors import PlanError
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
 
 __all__ = ["BilinearKernel"]
@@ -49,7 +51,8 @@ def _whole(axis: tuple[Tensor, Tensor, Tensor, Tensor], bits: int) -> tuple[Tens
 class BilinearKernel(Kernel):
     """Four products, added from left to right, then quantized; no fused multiply-add.
 
-    Without floats, the distances have :func:`distance_bits` bits, the sum is exact, and requantized once.
+    Where the rule is one of codes, :func:`intact.arithmetic.litert.mix_codes`. Else, without floats, the distances have
+    :func:`distance_bits` bits, the sum is exact, and requantized once.
     """
 
     def __init__(self, binding: Binding) -> None:
@@ -59,7 +62,13 @@ class BilinearKernel(Kernel):
         self.rows = _axis(a["source"][0], a["size"][0], corners)
         self.columns = _axis(a["source"][1], a["size"][1], corners)
         self.low, self.high = activation_codes(binding)
-        if binding.arithmetic.integer_only:
+        self.rule = binding.arithmetic.resize
+        if self.rule is not ResizeRule.PRODUCTS:
+            if not binding.inputs[0].same_as(binding.output):
+                raise PlanError("interpolated codes have their operand's encoding", where=binding.where)
+            self.places = tuple(resize_places(n, m, corners, self.rule)
+                                for n, m in zip(a["source"], a["size"], strict=True))
+        elif binding.arithmetic.integer_only:
             (qx,) = binding.inputs
             bits = distance_bits(qx.qtype.bits)
             self.whole_rows, self.whole_columns = (_whole(axis, bits) for axis in (self.rows, self.columns))
@@ -70,6 +79,8 @@ class BilinearKernel(Kernel):
     def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
         """Codes (batch, channels, *size)."""
         (x,), b = xs, self.binding
+        if self.rule is not ResizeRule.PRODUCTS:
+            return to_carrier(mix_codes(x.long(), self.places, self.rule).clamp_(self.low, self.high).float(), x, b)
         if b.arithmetic.integer_only:
             return to_carrier(self._integer(x), x, b)
         values = dequantize(x, b.inputs[0])

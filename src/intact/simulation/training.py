@@ -12,7 +12,7 @@ from torch import Tensor
 
 from intact import dist
 from intact.errors import TrainingError
-from intact.graph import FloatModel, Graph, Node
+from intact.graph import PASSIVE_OPS, FloatModel, Graph, Node
 from intact.graph.derive import Expr, evaluate
 from intact.graph.float_model import last_uses
 from intact.graph.float_ops import run_float
@@ -54,6 +54,9 @@ class Layout:
         #: only where one operation reads the edge: of several, only some may have read what the dropout left
         self.dropouts = {e: how for e, how in model.dropouts.items() if len(users.get(e, ())) == 1}
         self.moved = {e for e, s in plan.edges.items() if isinstance(s, (Shared, Accumulator))}
+        #: computed, not moved, and put on the grid of another edge
+        self.borrowed = {n.name: _lender(n.name, plan) for n in model.graph
+                         if n.name in self.moved and isinstance(plan.edges[n.name], Shared) and n.op not in PASSIVE_OPS}
         self.fixed = {e: s.qparams for e, s in plan.edges.items() if isinstance(s, Fixed)}
         self.weights = {
             n.name: n.params["weight"] for n in model.graph
@@ -134,10 +137,14 @@ class TrainingPass:
     def _integer(self, node: Node) -> Tensor:
         self._no_batch_norm()
         value = self._float(node, [self._operand(i) for i in node.inputs], quantize=True)
-        if node.name in self.layout.moved:
+        name = self.layout.borrowed.get(node.name, node.name)
+        if name in self.layout.moved:
             return value
-        if node.name in self.layout.fixed:
-            return _on_fixed_grid(value, self.layout.fixed[node.name]) if self.quantize else value
+        if name in self.layout.fixed:
+            return _on_fixed_grid(value, self.layout.fixed[name]) if self.quantize else value
+        if name != node.name:
+            grid: Tensor = self.edge(name)(value, False, self.quantize)
+            return grid
         again: Again | None = self.again
         if again is None:
             return self._round(node.name, value)
@@ -195,6 +202,13 @@ class TrainingPass:
         if name not in self.params:
             self.params[name] = self._source(self.layout.model.expr(name))
         return self.params[name]
+
+
+def _lender(edge: str, plan: Plan) -> str:
+    """The edge whose parameters a shared one has."""
+    while isinstance(spec := plan.edges.get(edge), Shared):
+        edge = spec.source
+    return edge
 
 
 def _dropped(x: Tensor, p: float, whole_channels: bool) -> Tensor:

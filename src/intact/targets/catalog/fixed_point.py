@@ -24,7 +24,8 @@ def fixed_mean(node: Node, graph: Graph) -> str | None:
     return None
 
 
-def _bilinear(node: Node, graph: Graph) -> str | None:
+def bilinear(node: Node, graph: Graph) -> str | None:
+    """Other modes have no integer form."""
     return None if node.attrs["mode"] == "bilinear" else f"no integer form of {node.attrs['mode']} interpolation"
 
 
@@ -47,7 +48,7 @@ INTEGER_RULES: dict[str, OpRule] = {
     "sub": OpRule("subtract"),
     "mul": OpRule("multiply"),
     "concat": OpRule("concatenate"),
-    "interpolate": OpRule("bilinear interpolation", check=_bilinear),
+    "interpolate": OpRule("bilinear interpolation", check=bilinear),
     "mean": OpRule("mean", check=fixed_mean),
     "avg_pool": OpRule("average pool"),
     "softmax": OpRule("softmax", check=_static_softmax, fixed=_PROBABILITIES),

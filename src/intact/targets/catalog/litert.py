@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from intact.arithmetic import Arithmetic, BinaryRule, MeanRule, PoolRule, Requantize, Rounding
+from intact.arithmetic import Arithmetic, BinaryRule, MeanRule, PoolRule, Requantize, ResizeRule, Rounding
 from intact.graph import Graph, Node
 from intact.kernels import UNARY_OPS
-from intact.targets.catalog.fixed_point import fixed_mean
+from intact.targets.catalog.fixed_point import bilinear, fixed_mean
 from intact.targets.schema import OpRule, Output, Target
 from intact.types import INT8, QParams
 
@@ -62,6 +62,7 @@ _RULES: dict[str, OpRule] = {
     "mul": OpRule("MUL", check=_rank),
     "concat": OpRule("CONCATENATION"),
     "mean": OpRule("MEAN", check=_mean),
+    "interpolate": OpRule("RESIZE_BILINEAR", Output.SHARED, check=bilinear),
     "avg_pool": OpRule("AVERAGE_POOL_2D", Output.SHARED, check=_avg_pool),
     "max_pool": OpRule("", Output.SHARED, check=_max_pool),
     **{op: OpRule("", Output.SHARED) for op in
@@ -82,6 +83,7 @@ LITERT = Target(
         mul=BinaryRule.XNNPACK,
         average_pool=PoolRule.CODES,
         mean=MeanRule.XNNPACK,
+        resize=ResizeRule.XNNPACK,
         requantize=Requantize.FLOAT,
         reciprocal=True,
     ),
@@ -100,6 +102,7 @@ LITERT_REFERENCE = replace(
         mul=BinaryRule.TFLITE,
         average_pool=PoolRule.CODES,
         mean=MeanRule.TFLITE,
+        resize=ResizeRule.TFLITE,
         requantize=Requantize.FIXED_POINT_TWICE,
     ),
     # the reference FULLY_CONNECTED rounds in float64, which no device does: 1x1 convolutions are what both round alike
