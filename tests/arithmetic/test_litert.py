@@ -22,6 +22,7 @@ from intact.arithmetic import (
 )
 from intact.arithmetic.fixed_point import gemmlowp_multiplier
 from intact.arithmetic.litert import code_mean, mean_codes, mix_codes, resize_places
+from intact.arithmetic.litert_softmax import fixed_exps, fixed_softmax, float_exps, float_softmax
 from intact.errors import PlanError
 from intact.reference.fixed_point import divide_half_away, quantized_multiplier
 from intact.reference.litert.elementwise import add, mul
@@ -29,6 +30,7 @@ from intact.reference.litert.linear import requantize_sums
 from intact.reference.litert.move import resize_bilinear
 from intact.reference.litert.pool import mean
 from intact.reference.litert.quant import Kernels, Quant
+from intact.reference.litert.softmax import softmax
 from intact.types import INT8, QParams
 
 SETS: dict[Kernels, tuple[BinaryRule, MeanRule, ResizeRule, Requantize]] = {
@@ -95,6 +97,18 @@ def test_accumulators(kernels, x, weights, y, seed):
     found = requantize(torch.from_numpy(sums), by, int(qy.zero_point), -128, 127, arithmetic)
     want = requantize_sums(sums, nx, scale.numpy(), ny, kernels=kernels)
     assert np.array_equal(found.numpy(), want)
+
+
+@kernels
+@given(SCALES, st.integers(1, 40), st.integers(0, 2**31))
+@example(1.0, 3, 0)
+@example(2.0**-20, 1000, 0)
+def test_softmax(kernels, scale, count, seed):
+    codes = np.random.default_rng(seed).integers(-128, 128, (6, count))
+    s = torch.tensor(scale)
+    x = torch.from_numpy(codes)
+    found = fixed_softmax(x, fixed_exps(s)) if kernels == "reference" else float_softmax(x, float_exps(s))
+    assert np.array_equal(found.numpy(), softmax(codes, Quant(scale), kernels=kernels))
 
 
 @given(st.integers(-(2**31), 2**31 - 1), st.integers(1, 10_000))

@@ -29,10 +29,50 @@ def certified(q: intact.QModel, inputs: Any, **options: Any) -> Certificate:
     return compare_litert(q, build_litert(q, **options), build_litert(q, **options, edges=True), inputs)
 
 
+class Probabilities(nn.Module):
+    """Softmax over each axis of an image, over classes, and of many values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 3, 1), nn.Linear(297, 10)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = self.conv(x)
+        return [*(self.conv(torch.softmax(y, i)) for i in (1, 2, 3)), torch.softmax(self.head(y.flatten(1)), 1),
+                self.head(torch.softmax(3 * y.flatten(1), 1))]
+
+
+class Pools(nn.Module):
+    """Those of the pools in tests/parity that both sets of kernels have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        pools = (nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1), nn.AvgPool2d((2, 3), 1), nn.AdaptiveAvgPool2d((3, 11)),
+                 nn.AvgPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1),
+                 nn.MaxPool2d(2, 2, ceil_mode=True), nn.Sequential(nn.AvgPool2d(2), nn.ReLU6()))
+        self.before, self.pools = nn.Conv2d(3, 4, 1), nn.ModuleList(pools)
+        self.after = nn.ModuleList(nn.Conv2d(4, 2, 1) for _ in pools)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [after(pool(self.before(x))) for pool, after in zip(self.pools, self.after, strict=True)]
+
+
+MORE = [
+    Case("softmax", Probabilities, ((3, 9, 11),), frozenset({"softmax"})),
+    Case("pools", Pools, ((3, 9, 11),), frozenset({"avg_pool", "max_pool"})),
+    Case("average pool of a signal", lambda: nn.Sequential(nn.AvgPool1d(3, 2, 1), nn.Conv1d(3, 2, 1)), ((3, 12),),
+         frozenset({"avg_pool"})),
+    Case("dimensions that are permuted and kept", lambda: nn.Sequential(nn.Linear(7, 6), nn.Flatten(0, 1),
+         nn.Linear(6, 5)), ((4, 7),), frozenset({"linear"})),
+]
+
+
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("case", [c for c in CASES if c.name not in REFUSED["litert"]], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [*(c for c in CASES if c.name not in REFUSED["litert"]), *MORE], ids=lambda c: c.name)
 def test_codes_equal_the_interpreter(case: Case, target: str) -> None:
-    fm, xs = captured(case.name)
+    torch.manual_seed(1)
+    xs = tuple(torch.randn(4, *s) for s in case.shapes)
+    fm = intact.capture(case.build(), xs) if case in MORE else captured(case.name)[0]
     for kind in ("as calibrated", "dyadic", "wild"):
         qfloat = calibrated(fm, xs, RECIPE, kind=kind, target=target)
         q = intact.convert(qfloat)

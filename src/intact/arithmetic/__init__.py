@@ -1,7 +1,16 @@
 """The number rules of runtimes: quantize, round, saturate, accumulate, requantize. The only room that rounds."""
 
 from intact.arithmetic.accumulate import accumulator_bounds, carrier_for
-from intact.arithmetic.arithmetic import REFERENCE, Arithmetic, BinaryRule, MeanRule, PoolRule, Requantize, ResizeRule
+from intact.arithmetic.arithmetic import (
+    REFERENCE,
+    Arithmetic,
+    BinaryRule,
+    MeanRule,
+    PoolRule,
+    Requantize,
+    ResizeRule,
+    SoftmaxRule,
+)
 from intact.arithmetic.dynamic import quantize_rows, quantize_tensor, tensor_range
 from intact.arithmetic.elementwise import add_codes, fma_float32, mul_codes, sub_codes
 from intact.arithmetic.fixed_point import fixed_point, rounded_shift, shared_fixed_point
@@ -20,6 +29,7 @@ __all__ = [
     "Requantize",
     "ResizeRule",
     "Rounding",
+    "SoftmaxRule",
     "accumulator_bounds",
     "add_codes",
     "carrier_for",

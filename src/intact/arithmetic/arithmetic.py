@@ -7,7 +7,8 @@ from enum import Enum
 
 from intact.arithmetic.rounding import Rounding
 
-__all__ = ["REFERENCE", "Arithmetic", "BinaryRule", "MeanRule", "PoolRule", "Requantize", "ResizeRule"]
+__all__ = ["REFERENCE", "Arithmetic", "BinaryRule", "MeanRule", "PoolRule", "Requantize", "ResizeRule",
+           "SoftmaxRule"]
 
 
 class BinaryRule(Enum):
@@ -53,6 +54,14 @@ class Requantize(Enum):
     SHIFT = "shift"  # M is a power of two: scales are powers of two
 
 
+class SoftmaxRule(Enum):
+    """How a softmax of codes is computed."""
+
+    TABLES = "tables"  # two integer tables of powers of e, one integer division
+    TFLITE = "tflite"  # gemmlowp's fixed point; 8 bits
+    FLOAT_TABLE = "float_table"  # LiteRT's other kernels: a float32 table, summed from left to right; 8 bits
+
+
 @dataclass(frozen=True)
 class Arithmetic:
     """How a runtime quantizes, rounds, adds, multiplies and averages.
@@ -67,6 +76,7 @@ class Arithmetic:
         average_pool: rule for windows.
         mean: rule for whole axes.
         resize: rule for bilinear interpolation.
+        softmax: rule for softmax, where it runs in integers.
         zero_inside_pool: the zero point is added before the rounding in windowed average pooling.
         accumulator_bits: width of the accumulator; a layer that could overflow it is refused.
         requantize: rule for accumulators.
@@ -82,6 +92,7 @@ class Arithmetic:
     average_pool: PoolRule = PoolRule.SUM
     mean: MeanRule = MeanRule.SUM
     resize: ResizeRule = ResizeRule.PRODUCTS
+    softmax: SoftmaxRule = SoftmaxRule.TABLES
     zero_inside_pool: bool = False
     accumulator_bits: int = 32
     requantize: Requantize = Requantize.FLOAT

@@ -225,6 +225,14 @@ def _mean(b: Builder, node: Node, binding: Binding) -> None:
         b.clamp(inner, own, binding)
 
 
+@_emits("softmax")
+def _softmax(b: Builder, node: Node, binding: Binding) -> None:
+    rank = len(node.shape)
+    axis = node.attrs["axis"] % rank
+    perm = (*(i for i in range(rank) if i != axis), axis)
+    b.op("SOFTMAX", [b.get(node.inputs[0], perm)], b.made(node.name, perm), beta=1.0)
+
+
 # -- windows --------------------------------------------------------------------------------------
 
 

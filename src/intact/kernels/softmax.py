@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from intact.arithmetic import SoftmaxRule
+from intact.arithmetic.litert_softmax import fixed_exps, fixed_softmax, float_exps, float_softmax
 from intact.arithmetic.softmax import exp_bits, exp_tables, softmax_codes
+from intact.errors import PlanError
 from intact.kernels.base import Binding, Kernel, kernel, to_carrier
 
 __all__ = ["SoftmaxKernel"]
@@ -19,6 +22,14 @@ class SoftmaxKernel(Kernel):
     def __init__(self, binding: Binding) -> None:
         super().__init__(binding)
         self._tables: dict[int, tuple[Tensor, Tensor]] = {}
+        self.rule = binding.arithmetic.softmax
+        if self.rule is not SoftmaxRule.TABLES:
+            (q,) = binding.inputs
+            given = float(binding.output.scale), int(binding.output.zero_point)
+            if given != (2.0**-8, -128) or q.qtype.bits > 8:
+                raise PlanError("this softmax takes 8 bits and gives 1/256 from -128 up", where=binding.where,
+                                got=f"{float(binding.output.scale):g}", fix="activation_bits=8")
+            self.exps = (fixed_exps if self.rule is SoftmaxRule.TFLITE else float_exps)(q.scale)
 
     def tables(self, count: int) -> tuple[Tensor, Tensor]:
         """For ``count`` operands of one sum (see :func:`intact.arithmetic.softmax.exp_tables`)."""
@@ -32,6 +43,10 @@ class SoftmaxKernel(Kernel):
         (x,), axis = xs, self.binding.attrs["axis"]
         if not x.numel():
             return x.clone()
+        if self.rule is not SoftmaxRule.TABLES:
+            softmax = fixed_softmax if self.rule is SoftmaxRule.TFLITE else float_softmax
+            found = softmax(x.long().movedim(axis, -1), self.exps).movedim(-1, axis)
+            return to_carrier(found.float(), x, self.binding)
         high, low = (t.to(x.device) for t in self.tables(x.shape[axis]))
         codes = softmax_codes(x.long(), axis, (high, low), self.binding.output)
         return to_carrier(codes.float(), x, self.binding)

@@ -29,7 +29,8 @@ def bilinear(node: Node, graph: Graph) -> str | None:
     return None if node.attrs["mode"] == "bilinear" else f"no integer form of {node.attrs['mode']} interpolation"
 
 
-def _static_softmax(node: Node, graph: Graph) -> str | None:
+def static_softmax(node: Node, graph: Graph) -> str | None:
+    """The length of a sum must be known."""
     return None if isinstance(node.shape[node.attrs["axis"]], int) else "a softmax over a dynamic axis"
 
 
@@ -51,7 +52,7 @@ INTEGER_RULES: dict[str, OpRule] = {
     "interpolate": OpRule("bilinear interpolation", check=bilinear),
     "mean": OpRule("mean", check=fixed_mean),
     "avg_pool": OpRule("average pool"),
-    "softmax": OpRule("softmax", check=_static_softmax, fixed=_PROBABILITIES),
+    "softmax": OpRule("softmax", check=static_softmax, fixed=_PROBABILITIES),
     "layer_norm": OpRule("layer norm", check=_layer_norm),
     "max_pool": OpRule("", Output.SHARED),
     **{op: OpRule("", Output.SHARED) for op in

@@ -10,10 +10,19 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from intact.arithmetic import Arithmetic, BinaryRule, MeanRule, PoolRule, Requantize, ResizeRule, Rounding
+from intact.arithmetic import (
+    Arithmetic,
+    BinaryRule,
+    MeanRule,
+    PoolRule,
+    Requantize,
+    ResizeRule,
+    Rounding,
+    SoftmaxRule,
+)
 from intact.graph import Graph, Node
 from intact.kernels import UNARY_OPS
-from intact.targets.catalog.fixed_point import bilinear, fixed_mean
+from intact.targets.catalog.fixed_point import bilinear, fixed_mean, static_softmax
 from intact.targets.schema import OpRule, Output, Target
 from intact.types import INT8, QParams
 
@@ -63,6 +72,7 @@ _RULES: dict[str, OpRule] = {
     "concat": OpRule("CONCATENATION"),
     "mean": OpRule("MEAN", check=_mean),
     "interpolate": OpRule("RESIZE_BILINEAR", Output.SHARED, check=bilinear),
+    "softmax": OpRule("SOFTMAX", check=static_softmax, fixed={8: QParams.per_tensor(2.0**-8, -128, INT8)}),
     "avg_pool": OpRule("AVERAGE_POOL_2D", Output.SHARED, check=_avg_pool),
     "max_pool": OpRule("", Output.SHARED, check=_max_pool),
     **{op: OpRule("", Output.SHARED) for op in
@@ -84,6 +94,7 @@ LITERT = Target(
         average_pool=PoolRule.CODES,
         mean=MeanRule.XNNPACK,
         resize=ResizeRule.XNNPACK,
+        softmax=SoftmaxRule.FLOAT_TABLE,
         requantize=Requantize.FLOAT,
         reciprocal=True,
     ),
@@ -103,6 +114,7 @@ LITERT_REFERENCE = replace(
         average_pool=PoolRule.CODES,
         mean=MeanRule.TFLITE,
         resize=ResizeRule.TFLITE,
+        softmax=SoftmaxRule.TFLITE,
         requantize=Requantize.FIXED_POINT_TWICE,
     ),
     # the reference FULLY_CONNECTED rounds in float64, which no device does: 1x1 convolutions are what both round alike
