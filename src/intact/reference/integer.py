@@ -151,7 +151,8 @@ def weighted_sum(a: Array, b: Array, qa: Codes, qb: Codes, out: Codes, rounding:
     _, shift = fixed_point(max(qa.scale, qb.scale) / out.scale)
     ma, mb = (min(round(math.ldexp(q.scale / out.scale, shift)), 2**31 - 1) for q in (qa, qb))
     total = (a.astype(np.int64) - qa.zero) * ma + sign * ((b.astype(np.int64) - qb.zero) * mb)
-    return np.clip(rounded_shift(total, shift, rounding) + out.zero, out.low, out.high)
+    codes: Array = rounded_shift(total, shift, rounding) + out.zero
+    return np.clip(codes, out.low, out.high)
 
 
 def multiply(a: Array, b: Array, qa: Codes, qb: Codes, out: Codes, rounding: Rounding) -> Array:
