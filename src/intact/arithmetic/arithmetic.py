@@ -52,6 +52,8 @@ class Arithmetic:
         zero_inside: the zero point is added before the rounding, when quantizing and requantizing (it decides ties
             if it is odd).
         reciprocal: quantizing multiplies by the float32 reciprocal of the scale instead of dividing by the scale.
+        pair_bits: 16 where two neighbouring products of a layer are added in 16 bits that saturate (x86 before VNNI);
+            weights that could make them are refused, or get fewer bits from the plan.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Arithmetic:
     requantize: Requantize = Requantize.FLOAT
     zero_inside: bool = False
     reciprocal: bool = False
+    pair_bits: int = 32
 
     @property
     def integer_only(self) -> bool:

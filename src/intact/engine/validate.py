@@ -19,11 +19,11 @@ from intact.engine.codec import brief
 from intact.engine.op_schema import DTYPES, check_node
 from intact.engine.qmodel import QModel
 from intact.engine.shapes import check_shapes
-from intact.errors import ArtifactError
+from intact.errors import ArtifactError, PlanError
 from intact.graph import Node
 from intact.graph.ir import PASSIVE_OPS
 from intact.kernels import KERNELS, Binding
-from intact.targets import TARGETS
+from intact.targets import TARGETS, Target, describe, parse_target
 from intact.types import PerChannel, PerTensor, QParams
 
 __all__ = ["check"]
@@ -45,9 +45,7 @@ def check(q: QModel, *, foreign: bool = False) -> None:
     >>> import torch, intact.api as intact
     >>> check(intact.quantize(torch.nn.Linear(4, 2), [torch.randn(16, 4)]))
     """
-    if TARGETS.get(q.target.name) != q.target:
-        raise ArtifactError("the target is not known by its name", where="target", got=brief(q.target.name),
-                            allowed=", ".join(TARGETS), fix="call register_target first")
+    _check_target(q.target)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a warning about foreign data must not become an exception
         nodes = _check_graph(q)
@@ -60,6 +58,17 @@ def check(q: QModel, *, foreign: bool = False) -> None:
             _check_binding(q, nodes, nodes[name], binding)
         _check_params(q)
         check_shapes(q, foreign=foreign)
+
+
+def _check_target(target: Target) -> None:
+    """Known by its name, or one that a file can describe."""
+    if TARGETS.get(target.name) == target:
+        return
+    try:
+        parse_target(describe(target))
+    except PlanError as e:
+        raise ArtifactError("the target is not known by its name", where="target", got=brief(target.name),
+                            allowed=", ".join(TARGETS), fix=f"call register_target first ({e.what})") from None
 
 
 # -- graph --------------------------------------------------------------------------------------

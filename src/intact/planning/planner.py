@@ -14,7 +14,7 @@ from intact.planning.hints import hints_by_node, how_of
 from intact.planning.plan import Coverage, Decision, Plan, Rejection, WeightSpec
 from intact.planning.recipe import Float, How, Recipe, match_rules
 from intact.planning.specs import edge_specs
-from intact.targets import Output, Target, get_target
+from intact.targets import Output, Target, TargetLike, get_target
 from intact.types import PerChannel, PerTensor, QType
 
 __all__ = ["macs_of", "plan"]
@@ -25,14 +25,14 @@ _OPERAND = "its operand '{}' is float"
 _STRUCTURE = frozenset({"input", "constant"})
 
 
-def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe | None = None) -> Plan:
+def plan(model: FloatModel, target: TargetLike = "onnxruntime", recipe: Recipe | None = None) -> Plan:
     """Decide what runs in integers, with which encodings, and say why the rest does not.
 
     Reads no data and changes nothing; the same arguments give the same plan.
 
     Args:
         model: a captured model.
-        target: a runtime, by name or value.
+        target: a runtime: its name, a TOML file (``"npu.toml"``), or a value.
         recipe: rules; by default 8-bit weights per channel and 8-bit activations everywhere.
 
     Raises:
@@ -109,7 +109,7 @@ def _check_hows(graph: Graph, hows: Mapping[str, How], target: Target) -> None:
                                     ("output", how.output_bits or how.activation_bits, target.activation_bits)):
             if bits not in allowed:
                 raise PlanError(f"target '{target.name}' cannot run {bits}-bit {what}s",
-                                where=node.path or node.name, got=bits, allowed=f"{allowed[0]} to {allowed[-1]}",
+                                where=node.path or node.name, got=bits, allowed=", ".join(map(str, allowed)),
                                 fix="choose fewer bits, or target='reference' to simulate")
         if not isinstance(how.weight_granularity, (PerChannel, PerTensor)):
             raise PlanError(f"target '{target.name}' has no such granularity for static weights",
@@ -260,7 +260,7 @@ def _weights(
         if not decisions[node.name].integer or "weight" not in node.params or isinstance(how, Float):
             continue
         qtype = QType(how.weight_bits, signed=True, narrow=how.weight_symmetric)
-        granularity = how.weight_granularity
+        granularity = how.weight_granularity if target.per_channel else PerTensor()
         if isinstance(granularity, PerChannel) and granularity.axis != 0:
             raise PlanError("weights are per output channel", where=node.path, got=str(granularity),
                             allowed="PerChannel(0)")
