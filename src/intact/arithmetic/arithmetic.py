@@ -31,7 +31,7 @@ class Requantize(Enum):
     FLOAT = "float"  # float32 multiplier
     FIXED_POINT = "fixed_point"  # M = M0 * 2**-n with M0 a 31-bit integer; 64-bit product, one rounding
     FIXED_POINT_TWICE = "fixed_point_twice"  # the high half of the doubled product, rounded, then a rounding shift
-    SHIFT = "shift"  # M is a power of two: scales are powers of two
+    SHIFT = "shift"  # M is a power of two, for scales are (a mean's 1 / n is not: it takes M0 * 2**-n)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from intact.api import plan as make_plan
 from intact.cli.demo import coverage, run_demo
 from intact.cli.sources import inputs_of, open_data, open_example, open_model, python_object
 from intact.errors import ArtifactError, ExportError, IntactError, PlanError
+from intact.exporters import RUNTIMES
 from intact.planning import FLOAT, Quant, Recipe, Rule, path
 from intact.targets import TARGETS, get_target, target_to_toml
 
@@ -110,9 +111,9 @@ def _quantize(
     _check_output(output, ".intact")
     _check_output(onnx, ".onnx")
     where = get_target(target)
-    if onnx is not None and where.name != "onnxruntime":
+    if onnx is not None and where.name not in RUNTIMES:
         raise ExportError("only models for onnxruntime can be exported to ONNX", where="--target", got=target,
-                          allowed="onnxruntime", fix="leave out --onnx, or choose --target onnxruntime")
+                          allowed=", ".join(RUNTIMES), fix="leave out --onnx, or choose --target onnxruntime")
     wish = _recipe(recipe, float_, weight_bits, activation_bits, observer, quantized_outputs)
     net = open_model(model)
     q = quantize(net, open_data(data, net, batch_size), target=where, recipe=wish)

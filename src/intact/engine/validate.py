@@ -5,6 +5,7 @@ Nothing here runs an operation on data, or makes a tensor larger than the larges
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from intact.arithmetic import multiplier
+from intact.arithmetic import PoolRule, multiplier, pairs_saturate
 from intact.engine.codec import brief
 from intact.engine.op_schema import DTYPES, check_node
 from intact.engine.qmodel import QModel
@@ -169,7 +170,7 @@ def _check_weight(q: QModel, node: Node, b: Binding, where: str) -> None:
 
 
 def _check_accumulator(nodes: Mapping[str, Node], node: Node, b: Binding, where: str) -> None:
-    """No partial sum, in any order, leaves int32."""
+    """No partial sum, in any order, leaves the target's accumulator."""
     if node.op in _WEIGHTED:
         bound = _weighted_bound(b)
     elif node.op in ("matmul", "mean"):
@@ -182,11 +183,21 @@ def _check_accumulator(nodes: Mapping[str, Node], node: Node, b: Binding, where:
             bound *= int(shape[a])
         for p in b.inputs:
             bound *= max(p.qtype.qmax - int(p.zero_point), int(p.zero_point) - p.qtype.qmin)
+    elif node.op == "avg_pool" and b.arithmetic.average_pool is PoolRule.SUM:
+        p = b.inputs[0]
+        bound = float(math.prod(node.attrs["kernel"])) * max(
+            p.qtype.qmax - int(p.zero_point), int(p.zero_point) - p.qtype.qmin)
     else:
         return
-    if bound >= 2**31:
-        raise ArtifactError("the int32 accumulator can overflow", where=where, got=f"{bound:.4g}",
-                            allowed="below 2**31", fix="leave this layer in float, or use fewer bits")
+    if bound >= b.arithmetic.accumulator_limit:
+        raise ArtifactError(f"the accumulator of {b.arithmetic.accumulator_bits} bits can overflow", where=where,
+                            got=f"{bound:.4g}", allowed=f"below {b.arithmetic.accumulator_limit:.4g}",
+                            fix="leave this layer in float, or use fewer bits")
+    if b.weight is not None and b.arithmetic.pair_bits == 16:
+        reach = b.inputs[0].qtype.qmax - b.inputs[0].qtype.qmin
+        if bool(pairs_saturate(b.weight.codes, reach).any()):
+            raise ArtifactError("two products can saturate their sum of 16 bits", where=where,
+                                fix="use weights of fewer bits")
 
 
 def _weighted_bound(b: Binding) -> float:

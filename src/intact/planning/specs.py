@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from intact.arithmetic import Requantize
 from intact.graph import PASSIVE_OPS, Graph, Node
 from intact.graph.attention import attention_softmaxes
 from intact.planning.plan import Decision
@@ -105,7 +106,8 @@ def _free(node: Node, how: Quant, target: Target) -> Free:
         or target.symmetric_activations or how.activation_bits >= target.symmetric_from
     )
     return Free(qtype, symmetric=symmetric, observer=how.activation_observer, clip=clip,
-                quantizer=how.activation_quantizer)
+                quantizer=how.activation_quantizer,
+                power_of_two=target.arithmetic.requantize is Requantize.SHIFT)
 
 
 def _joined(
