@@ -111,6 +111,22 @@ class QWeight(nn.Module):
             self._derived = key, Derived(codes, scale)
         return self._derived[1]
 
+    def problem(self) -> str | None:
+        """What of codes, scales and zero points cannot be; None if nothing."""
+        codes, scale, zero, how = self.codes, self.scale, self.zero_point, self.how
+        if scale is None:
+            return None if bool(torch.isfinite(codes).all()) else "a weight is not finite"
+        if not bool((torch.isfinite(scale) & (scale >= torch.finfo(torch.float32).tiny)).all()):
+            return "a scale is not a positive normal number"
+        if isinstance(how, Dynamic) and int(codes.amin()) < -127:
+            return "a code is out of range: -128"
+        if isinstance(how, WeightOnly) and how.bits == 4:
+            if zero is not None and int(zero.amax()) > 15:
+                return f"a zero point is out of range: {int(zero.amax())}"
+            if _columns(self.shape) % 2 and int(codes[:, -1].amax()) > 15:
+                return "a code stands behind the last column"
+        return None
+
     def rows(self, index: Tensor) -> Tensor:
         """The rows of ``index`` (1-d, integers that are not negative), in the dtype of the weight."""
         scale, zero = self.scale, self.zero_point
