@@ -61,22 +61,26 @@ class TestEvery:
                 intact.plan(fm, target, intact.Recipe(default=intact.Quant(weight_bits=bits)))
 
 
+#: what an additive mask is in has no codes
+MASKED = {"attention"}
+
+
 def vectors() -> Iterator[tuple[str, Case]]:
     """All of them for the first target of each set of rules; for its variants enough of them to hit every rule.
 
     tests/parity runs them on onnxruntime with three kinds of numbers, and against the runtime itself.
     """
-    seen = [TARGETS["onnxruntime"].rules]
+    seen = [TARGETS["onnxruntime"].rules.keys()]
     for name, target in TARGETS.items():
         if name == "onnxruntime":
             continue
-        if target.rules not in seen:
-            seen.append(target.rules)
+        if target.rules.keys() not in seen:
+            seen.append(target.rules.keys())
             yield from ((name, case) for case in CASES)
             continue
         left = set(target.rules)
         while left:
-            case = max(CASES, key=lambda c: len(c.covers & left))
+            case = max((c for c in CASES if c.name not in MASKED), key=lambda c: len(c.covers & left))
             left -= case.covers
             yield name, case
 
@@ -84,6 +88,10 @@ def vectors() -> Iterator[tuple[str, Case]]:
 @pytest.mark.parametrize(("name", "case"), [pytest.param(n, c, id=f"{c.name}-{n}") for n, c in vectors()])
 def test_every_vector_runs_in_integers_exactly(case: Case, name: str) -> None:
     fm, xs = captured(case.name)
+    if case.name in MASKED and not get_target(name).float_operations:
+        with pytest.raises(PlanError, match="adds the mask"):
+            intact.plan(fm, name)
+        return
     recipe = intact.Recipe(default=intact.Quant(activation_observer="minmax"))
     shifts = get_target(name).arithmetic.requantize is Requantize.SHIFT
     qfloat = calibrated(fm, xs, recipe, kind="dyadic" if shifts else "wild", target=name)

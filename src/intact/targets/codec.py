@@ -17,7 +17,7 @@ from typing import Any
 from intact.arithmetic import Arithmetic, BinaryRule, PoolRule, Requantize
 from intact.errors import PlanError
 from intact.targets.catalog import BUILT_IN
-from intact.targets.catalog.fixed_point import INTEGER_RULES
+from intact.targets.catalog.fixed_point import INTEGER_RULES, integer_rules
 from intact.targets.schema import OpRule, Output, Target
 from intact.types import QParams, QType
 
@@ -115,8 +115,10 @@ def describe(target: Target) -> dict[str, Any]:
     if target.exported is not None:
         raise PlanError("a target with an exporter of its own cannot be described", where=target.name)
     numbers = {name: getattr(target.arithmetic, name) for name in _FIELDS}
+    usual = _usual_rules(target)
     fixed = {op: {str(bits): {"scale": float(p.scale), "zero_point": int(p.zero_point)}
-                  for bits, p in sorted(rule.fixed.items())} for op, rule in target.rules.items() if rule.fixed}
+                  for bits, p in sorted(rule.fixed.items())}
+             for op, rule in target.rules.items() if not _same_fixed(rule.fixed, usual[op].fixed)}
     return {
         "name": target.name,
         "version": target.version,
@@ -128,6 +130,15 @@ def describe(target: Target) -> dict[str, Any]:
                     "asymmetric": target.asymmetric_weights},
         "operations": {"run": list(target.rules), **({"outputs": fixed} if fixed else {})},
     }
+
+
+def _usual_rules(target: Target) -> dict[str, OpRule]:
+    """What is prescribed unless the description says otherwise."""
+    return integer_rules(target.signed_activations, 2 if target.symmetric_activations else target.symmetric_from)
+
+
+def _same_fixed(a: Mapping[int, QParams], b: Mapping[int, QParams]) -> bool:
+    return a.keys() == b.keys() and all(a[bits].same_as(b[bits]) for bits in a)
 
 
 # -- to a target --------------------------------------------------------------------------------
@@ -221,7 +232,8 @@ def _rules(value: object, target: Target, file: str) -> dict[str, OpRule]:
         raise PlanError("an operation is named twice", where=f"{file}: operations.run", got=twice[0])
     free = [op for op in run if INTEGER_RULES[op].output is not Output.SHARED]
     outputs = _table(found.get("outputs", {}), file, "operations.outputs", (), free)
-    return {op: replace(INTEGER_RULES[op], fixed=_fixed(outputs[op], op, target, file) if op in outputs else {})
+    usual = _usual_rules(target)
+    return {op: replace(usual[op], fixed=_fixed(outputs[op], op, target, file)) if op in outputs else usual[op]
             for op in run}
 
 

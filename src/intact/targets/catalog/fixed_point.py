@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from intact.arithmetic import Arithmetic, BinaryRule, PoolRule, Requantize, Rounding
+from intact.arithmetic.layer_norm import MOST_VALUES
+from intact.arithmetic.softmax import softmax_output
 from intact.graph import Graph, Node
 from intact.kernels import UNARY_OPS
 from intact.targets.schema import OpRule, Output, Target
+from intact.types import QParams, QType
 
-__all__ = ["FIXED_POINT", "INTEGER_RULES"]
+__all__ = ["FIXED_POINT", "INTEGER_RULES", "integer_rules"]
 
 
 def fixed_mean(node: Node, graph: Graph) -> str | None:
@@ -20,6 +26,38 @@ def fixed_mean(node: Node, graph: Graph) -> str | None:
     return None
 
 
+def _bilinear(node: Node, graph: Graph) -> str | None:
+    return None if node.attrs["mode"] == "bilinear" else f"no integer form of {node.attrs['mode']} interpolation"
+
+
+def _static_softmax(node: Node, graph: Graph) -> str | None:
+    return None if isinstance(node.shape[node.attrs["axis"]], int) else "a softmax over a dynamic axis"
+
+
+def _layer_norm(node: Node, graph: Graph) -> str | None:
+    count = math.prod(node.attrs["shape"])
+    return None if count <= MOST_VALUES else f"a layer norm over {count} values, more than {MOST_VALUES}"
+
+
+def probabilities(signed: bool, symmetric_from: int) -> dict[int, QParams]:
+    """The encoding of a softmax's output, by its bits; where activations are symmetric 1.0 is the highest code + 1."""
+    return {
+        bits: QParams.per_tensor(2.0 ** (1 - bits), 0, QType(bits, signed=True)) if signed and bits >= symmetric_from
+        else softmax_output(bits, signed)
+        for bits in range(2, 17)
+    }
+
+
+def integer_rules(signed: bool = True, symmetric_from: int = 32) -> dict[str, OpRule]:
+    """:data:`INTEGER_RULES`, with what is prescribed where activations have no sign, or have zero point 0.
+
+    >>> int(integer_rules(symmetric_from=8)["softmax"].fixed[8].zero_point)
+    0
+    """
+    softmax = replace(INTEGER_RULES["softmax"], fixed=probabilities(signed, symmetric_from))
+    return {**INTEGER_RULES, "softmax": softmax}
+
+
 #: what runs on nothing but integers
 INTEGER_RULES: dict[str, OpRule] = {
     "conv": OpRule("conv", macs=True),
@@ -29,8 +67,11 @@ INTEGER_RULES: dict[str, OpRule] = {
     "sub": OpRule("subtract"),
     "mul": OpRule("multiply"),
     "concat": OpRule("concatenate"),
+    "interpolate": OpRule("bilinear interpolation", check=_bilinear),
     "mean": OpRule("mean", check=fixed_mean),
     "avg_pool": OpRule("average pool"),
+    "softmax": OpRule("softmax", check=_static_softmax, fixed=probabilities(signed=True, symmetric_from=32)),
+    "layer_norm": OpRule("layer norm", check=_layer_norm),
     "max_pool": OpRule("", Output.SHARED),
     **{op: OpRule("", Output.SHARED) for op in
        ("reshape", "permute", "slice", "pad", "expand", "index_select", "interpolate_nearest")},

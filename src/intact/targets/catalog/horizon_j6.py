@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from intact.arithmetic import Arithmetic, BinaryRule, PoolRule, Requantize, Rounding
-from intact.targets.catalog.fixed_point import INTEGER_RULES
+from intact.targets.catalog.fixed_point import integer_rules
 from intact.targets.schema import Target
 
 __all__ = ["HORIZON_J6", "HORIZON_J6_HALF_UP"]
@@ -21,7 +21,7 @@ HORIZON_J6 = Target(
         average_pool=PoolRule.SUM,
         requantize=Requantize.FIXED_POINT,
     ),
-    rules=INTEGER_RULES,
+    rules=integer_rules(symmetric_from=2),
     weight_bits=(4, 8),
     activation_bits=(8, 16),
     signed_activations=True,

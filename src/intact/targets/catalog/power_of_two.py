@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from intact.arithmetic import Arithmetic, BinaryRule, PoolRule, Requantize, Rounding
-from intact.targets.catalog.fixed_point import INTEGER_RULES
+from intact.targets.catalog.fixed_point import integer_rules
 from intact.targets.schema import Target
 
 __all__ = ["POWER_OF_TWO"]
@@ -19,7 +19,7 @@ POWER_OF_TWO = Target(
         average_pool=PoolRule.SUM,
         requantize=Requantize.SHIFT,
     ),
-    rules=INTEGER_RULES,
+    rules=integer_rules(symmetric_from=2),
     activation_bits=tuple(range(2, 17)),
     signed_activations=True,
     symmetric_activations=True,
