@@ -219,7 +219,7 @@ def _check_accumulator(nodes: Mapping[str, Node], node: Node, b: Binding, where:
         raise ArtifactError(f"the accumulator of {b.arithmetic.accumulator_bits} bits can overflow", where=where,
                             got=f"{bound:.4g}", allowed=f"below {b.arithmetic.accumulator_limit:.4g}",
                             fix="leave this layer in float, or use fewer bits")
-    if b.weight is not None and b.arithmetic.pair_bits == 16:
+    if b.weight is not None and node.op in _WEIGHTED and b.arithmetic.pair_bits == 16:
         reach = b.inputs[0].qtype.qmax - b.inputs[0].qtype.qmin
         if bool(pairs_saturate(b.weight.codes, reach).any()):
             raise ArtifactError("two products can saturate their sum of 16 bits", where=where,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from intact.arithmetic import dequantize, multiplier, quantize, requantize
+from intact.arithmetic import Rounding, dequantize, multiplier, quantize, requantize, round_to_int
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
 
 __all__ = ["BilinearKernel"]
@@ -41,7 +41,7 @@ def distance_bits(bits: int) -> int:
 def _whole(axis: tuple[Tensor, Tensor, Tensor, Tensor], bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Neighbours and their weights as integers, which add up to ``2**bits``."""
     low, high, to_low, _ = axis
-    at_high = (to_low.to(torch.float64) * 2.0**bits).round().to(torch.int64)
+    at_high = round_to_int(to_low.to(torch.float64) * 2.0**bits, Rounding.HALF_EVEN).to(torch.int64)
     return low, high, 2**bits - at_high, at_high
 
 

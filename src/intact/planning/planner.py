@@ -278,7 +278,7 @@ def _weights(
             continue
         if node.op == "layer_norm":
             factor = WeightSpec(QType(GAMMA_BITS, signed=True, narrow=True), PerTensor(), "minmax",
-                                bias_correction=False)
+                                bias_correction=False, power_of_two=powers)
             specs.setdefault(node.params["weight"], (factor, node.path or node.name))
             continue
         qtype = QType(how.weight_bits, signed=True, narrow=how.weight_symmetric)

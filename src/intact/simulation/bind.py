@@ -115,9 +115,9 @@ def _scale_floor(
     arithmetic: Arithmetic, powers: bool,
 ) -> Tensor:
     """The smallest weight scale with which bias codes take half an accumulator, and products of scales are normal."""
-    limit = min(_BIAS_LIMIT, arithmetic.accumulator_limit / 2)
     floor = torch.zeros_like(found.scale)
     for node in nodes:
+        limit = _BIAS_LIMIT if node.op == "layer_norm" else min(_BIAS_LIMIT, arithmetic.accumulator_limit / 2)
         sx = operand_scale(node.op, node.attrs, qparams[node.inputs[0]]).to(torch.float64)
         sy = qparams[node.name].scale.to(torch.float64) if node.name in qparams else torch.tensor(1.0)
         need = torch.full(found.scale.shape, _SMALLEST, dtype=torch.float64) * torch.clamp(sy, min=1.0) / sx
@@ -149,11 +149,12 @@ def _bias_codes(
                                got=float(scale.max()), fix="leave this layer in float")
     granularity = PerChannel(0) if scale.ndim else PerTensor()
     q = QParams(scale, torch.zeros(scale.shape, dtype=torch.int32), INT32, granularity)
-    if node.op == "layer_norm":
-        bounds = weight.codes.to(torch.float64).abs() * normalized_limit(weight.codes.numel())
+    limit = arithmetic.accumulator_limit
+    if node.op == "layer_norm":  # no accumulator of products: its sums have 32 bits everywhere
+        bounds, limit = weight.codes.to(torch.float64).abs() * normalized_limit(weight.codes.numel()), 2.0**31
     else:
         bounds = accumulator_bounds(weight.centred(), int(qx.zero_point), qx.qtype.qmin, qx.qtype.qmax)
-    room = (arithmetic.accumulator_limit - 1 - bounds).clamp(min=0.0, max=2.0**31 - 1)
+    room = (limit - 1 - bounds).clamp(min=0.0, max=2.0**31 - 1)
     codes = quantize_weight(bias, q).codes.to(torch.float64)
     limited = codes.clamp(min=-room, max=room)
     if not torch.equal(limited, codes):
