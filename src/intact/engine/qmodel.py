@@ -17,6 +17,7 @@ from intact.kernels import KERNELS, Binding
 from intact.simulation import Program
 from intact.targets import Target
 from intact.types import QParams
+from intact.types.dims import Sizes
 
 __all__ = ["QModel"]
 
@@ -57,8 +58,8 @@ class QModel:
             kernels = {name: KERNELS[b.op](b) for name, b in self.bindings.items()}
             holder = FloatModel(self.graph, self.float_params, self.signature, {}, self.opaque)
 
-            def step(node: Node, xs: list[Tensor], batch: int) -> Tensor:
-                return run_node(holder, node, xs, batch)
+            def step(node: Node, xs: list[Tensor], sizes: Sizes) -> Tensor:
+                return run_node(holder, node, xs, sizes)
 
             self._cache["program"] = Program(self.graph, self.signature, kernels, self.qparams,
                                              self.target.arithmetic, step)

@@ -21,10 +21,12 @@ from intact.engine.qmodel import QModel
 from intact.engine.shapes import check_shapes
 from intact.errors import ArtifactError
 from intact.graph import Node
+from intact.graph.free import limits_of
 from intact.graph.ir import PASSIVE_OPS
 from intact.kernels import KERNELS, Binding
 from intact.targets import TARGETS
 from intact.types import PerChannel, PerTensor, QParams
+from intact.types.dims import resolve_dim, symbols_of
 
 __all__ = ["check"]
 
@@ -132,7 +134,7 @@ def _check_binding(q: QModel, nodes: Mapping[str, Node], node: Node, b: Binding)
         raise ArtifactError("weight and bias are not those that the node names", where=where)
     if b.weight is not None:
         _check_weight(q, node, b, where)
-    _check_accumulator(nodes, node, b, where)
+    _check_accumulator(q, nodes, node, b, where)
 
 
 def _check_weight(q: QModel, node: Node, b: Binding, where: str) -> None:
@@ -159,18 +161,19 @@ def _check_weight(q: QModel, node: Node, b: Binding, where: str) -> None:
         raise ArtifactError("the multiplier of a channel is not finite", where=where)
 
 
-def _check_accumulator(nodes: Mapping[str, Node], node: Node, b: Binding, where: str) -> None:
+def _check_accumulator(q: QModel, nodes: Mapping[str, Node], node: Node, b: Binding, where: str) -> None:
     """No partial sum, in any order, leaves int32."""
     if node.op in _WEIGHTED:
         bound = _weighted_bound(b)
     elif node.op in ("matmul", "mean"):
         shape = nodes[node.inputs[0]].shape
         axes = [-1] if node.op == "matmul" else node.attrs["axes"]
-        if any(a >= len(shape) or not isinstance(shape[a], int) for a in axes) or not shape:
-            raise ArtifactError("a sum over an axis without a fixed size", where=where, got=brief(shape))
+        most = {name: high for name, (_, high) in limits_of(q.graph).items() if high is not None}
+        if any(a >= len(shape) or not symbols_of(shape[a]) <= most.keys() for a in axes) or not shape:
+            raise ArtifactError("a sum over an axis without a largest size", where=where, got=brief(shape))
         bound = 1.0
         for a in axes:
-            bound *= int(shape[a])
+            bound *= resolve_dim(shape[a], most)
         for p in b.inputs:
             bound *= max(p.qtype.qmax - int(p.zero_point), int(p.zero_point) - p.qtype.qmin)
     else:

@@ -11,7 +11,7 @@ from intact.errors import ExportError
 from intact.exporters import onnx_elementwise, onnx_index, onnx_reduce  # noqa: F401  (they register their forms)
 from intact.exporters.builder import Builder, onnx_type, place
 from intact.exporters.onnx_call import ATEN, call
-from intact.exporters.onnx_ops import MOVES, UNARY, avg_pool_attrs, clip, conv_attrs, pad, resize_attrs
+from intact.exporters.onnx_ops import MOVES, UNARY, avg_pool_attrs, clip, conv_attrs, pad, resize
 from intact.graph import Node
 
 __all__ = ["EXPORTABLE", "FLOAT", "emit_float", "unsupported"]
@@ -84,9 +84,7 @@ def _axis(kind: str) -> Emit:
 
 
 def _interpolate(b: Builder, n: Node, xs: list[str]) -> str:
-    scales = [1.0, 1.0, *(t / s for s, t in zip(n.attrs["source"], n.attrs["size"], strict=True))]
-    factors = b.const(f"{n.name}:scales", np.array(scales, np.float32))
-    return b.op("Resize", [*xs, "", factors], f"{n.name}:resize", name=n.name, **resize_attrs(n.attrs))
+    return resize(b, n, xs[0])
 
 
 def _cast(b: Builder, x: str, dtype: str, base: str) -> str:
@@ -102,6 +100,13 @@ def _where(b: Builder, n: Node, xs: list[str]) -> str:
 
 def _constant(b: Builder, n: Node, xs: list[str]) -> str:
     return b.const(f"{n.name}:value", b.params[n.params["value"]])
+
+
+def _arange(b: Builder, n: Node, xs: list[str]) -> str:
+    none = b.const("none", np.zeros(0, np.int64))
+    bounds = [b.op("Reshape", [b.size(n.attrs[k]), none], f"{n.name}:{k}") for k in ("start", "end")]
+    return b.op("Range", [*bounds, b.const(f"{n.name}:step", np.array(n.attrs["step"], np.int64))], f"{n.name}:range",
+                name=n.name)
 
 
 def _prelu(b: Builder, n: Node, xs: list[str]) -> str:
@@ -137,7 +142,7 @@ FLOAT: dict[str, Emit] = {
     "add": _op("Add"), "sub": _op("Sub"), "mul": _op("Mul"), "div": _op("Div"), "minimum": _op("Min"),
     "maximum": _op("Max"), "where": _where, "concat": _axis("Concat"), "softmax": _axis("Softmax"),
     "log_softmax": _axis("LogSoftmax"), "mean": _reduce("ReduceMean"), "sum": _reduce("ReduceSum"),
-    "interpolate": _interpolate, "constant": _constant, "prelu": _prelu, "embedding": _embedding,
+    "interpolate": _interpolate, "constant": _constant, "arange": _arange, "prelu": _prelu, "embedding": _embedding,
     "avg_pool": _avg_pool,
     "pad": lambda b, n, xs: pad(b, n, xs[0], np.array(n.attrs["value"], np.float32)),
 }

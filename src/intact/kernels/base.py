@@ -13,6 +13,7 @@ from torch import Tensor
 from intact.arithmetic import Arithmetic, quantize
 from intact.errors import PlanError
 from intact.types import QParams, QTensor
+from intact.types.dims import Sizes
 
 __all__ = ["KERNELS", "Binding", "Kernel", "activation_codes", "kernel", "to_carrier"]
 
@@ -50,7 +51,7 @@ class Binding:
 class Kernel(ABC):
     """One operation on codes.
 
-    ``kernel(xs, batch)`` takes integer codes or integer-valued floats and gives the output codes in the same kind
+    ``kernel(xs, sizes)`` takes integer codes or integer-valued floats and gives the output codes in the same kind
     of carrier; both carriers give the same numbers (E1).
     """
 
@@ -58,7 +59,7 @@ class Kernel(ABC):
         self.binding = binding
 
     @abstractmethod
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Output codes."""
 
 

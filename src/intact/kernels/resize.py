@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from intact.arithmetic import dequantize, quantize
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
+from intact.types.dims import Sizes, resolve_shape
 
 __all__ = ["BilinearKernel"]
 
 
+@lru_cache(maxsize=64)
 def _axis(source: int, size: int, corners: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Lower and upper neighbour of every output position, and their distances to it, in float32."""
     out = torch.arange(size, dtype=torch.float32)
@@ -39,18 +42,16 @@ class BilinearKernel(Kernel):
 
     def __init__(self, binding: Binding) -> None:
         super().__init__(binding)
-        a = binding.attrs
-        corners = bool(a["align_corners"])
-        self.rows = _axis(a["source"][0], a["size"][0], corners)
-        self.columns = _axis(a["source"][1], a["size"][1], corners)
         self.low, self.high = activation_codes(binding)
 
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Codes (batch, channels, *size)."""
         (x,), b = xs, self.binding
         values = dequantize(x, b.inputs[0])
-        y1, y2, dy1, dy2 = (t.to(x.device) for t in self.rows)
-        x1, x2, dx1, dx2 = (t.to(x.device) for t in self.columns)
+        height, width = resolve_shape(b.attrs["size"], sizes)
+        corners = bool(b.attrs["align_corners"])
+        y1, y2, dy1, dy2 = (t.to(x.device) for t in _axis(x.shape[2], height, corners))
+        x1, x2, dx1, dx2 = (t.to(x.device) for t in _axis(x.shape[3], width, corners))
 
         def term(rows: Tensor, columns: Tensor, a: Tensor, c: Tensor) -> Tensor:
             return (c[None, :] * a[:, None]) * values.index_select(2, rows).index_select(3, columns)

@@ -9,13 +9,13 @@ from typing import Literal
 from intact.errors import PlanError
 from intact.graph import PASSIVE_OPS, FloatModel, Graph, Hint, Node
 from intact.graph.attention import attention_softmaxes, scores
-from intact.graph.ir import resolve_shape
 from intact.planning.hints import hints_by_node, how_of
 from intact.planning.plan import Coverage, Decision, Plan, Rejection, WeightSpec
 from intact.planning.recipe import Float, How, Recipe, match_rules
 from intact.planning.specs import edge_specs
 from intact.targets import Output, Target, get_target
 from intact.types import PerChannel, PerTensor, QType
+from intact.types.dims import resolve_dim, resolve_shape
 
 __all__ = ["macs_of", "plan"]
 
@@ -266,16 +266,15 @@ def _weights(
 
 
 def macs_of(node: Node, model: FloatModel) -> int:
-    """Multiply-accumulates of a node for one sample."""
-    shape = resolve_shape(node.shape, 1)
+    """Multiply-accumulates of a node for one sample, of the size of the example where sizes are free."""
+    shape = resolve_shape(node.shape, model.sample)
     if node.op == "matmul":
-        inner = model.graph[node.inputs[0]].shape[-1]
-        return math.prod(shape) * (inner if isinstance(inner, int) else 1)
+        return math.prod(shape) * resolve_dim(model.graph[node.inputs[0]].shape[-1], model.sample)
     if node.op not in ("conv", "conv_transpose", "linear"):
         return 0
     weight = model.params[node.params["weight"]]
     if node.op == "conv_transpose":
-        source = resolve_shape(model.graph[node.inputs[0]].shape, 1)
+        source = resolve_shape(model.graph[node.inputs[0]].shape, model.sample)
         return math.prod(source) * math.prod(weight.shape[1:])
     return math.prod(shape) * math.prod(weight.shape[1:])
 

@@ -19,10 +19,11 @@ from intact.graph.signature import Signature, check_inputs
 from intact.kernels import UNARY_OPS, Kernel
 from intact.kernels.elementwise import look_up, value_table
 from intact.types import QParams
+from intact.types.dims import Sizes
 
 __all__ = ["Program", "State", "value_tables"]
 
-FloatStep = Callable[[Node, list[Tensor], int], Tensor]
+FloatStep = Callable[[Node, list[Tensor], Sizes], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ class Program:
     def values(self, inputs: Mapping[str, Tensor], *, integer: bool,
                tap: Callable[[str, Tensor], None] | None = None) -> dict[str, Tensor]:
         """Float value of every output edge, for named inputs; ``tap`` sees the codes of every edge."""
-        batch = check_inputs(self.graph, inputs)
+        sizes = check_inputs(self.graph, inputs)
         state = State(self, integer, tap)
         dying = last_uses(self.graph)
         with torch.no_grad(), _plain_arithmetic(inputs):
@@ -82,12 +83,12 @@ class Program:
                     state.floats[node.name] = inputs[node.name]
                 elif node.name in self.kernels:
                     xs = [state.codes_of(i) for i in node.inputs]
-                    state.store(node.name, self.kernels[node.name](xs, batch))
+                    state.store(node.name, self.kernels[node.name](xs, sizes))
                 elif node.name in self.tables:
                     state.floats[node.name] = state.look_up(node.name, node.inputs[0])
                 else:
                     values = [state.float_of(i) for i in node.inputs]
-                    state.floats[node.name] = self.float_step(node, values, batch)
+                    state.floats[node.name] = self.float_step(node, values, sizes)
                 if tap is not None and node.name in self.qparams:
                     state.codes_of(node.name)
                 for name in dying.get(node.name, ()):
