@@ -70,6 +70,7 @@ class _Walker:
         self.inputs = inputs
         self.kernels = dict(qfloat.program.kernels)
         self.state = State(qfloat.program, False, None)
+        self.in_float = qfloat.program.in_float
         self.floats: dict[str, Tensor] = {}
         self.shifts: dict[str, Tensor] = {}
         self.dying = last_uses(self.model.graph)
@@ -86,7 +87,7 @@ class _Walker:
                 self._integer(node)
             else:
                 values = [state.float_of(i) for i in node.inputs]
-                state.floats[name] = run_node(self.model, node, values, self.sizes)
+                state.floats[name] = self.in_float(node, values, self.sizes)
         for dead in self.dying.get(name, ()):
             state.free(dead)
             self.floats.pop(dead, None)

@@ -48,12 +48,13 @@ def convert(qfloat: QFloatModel) -> QModel:
         raise CalibrationError("fake quantization is switched off", where=", ".join(off[:5]),
                                got=f"{len(off)} quantizers", fix="call intact.enable_fake_quant(qfloat)")
     bound, model = qfloat.bound, qfloat.float_model
-    kept = {name for node in model.graph if node.name not in bound.kernels for name in node.params.values()}
+    kept = {name for node in model.graph if node.name not in bound.kernels and node.name not in bound.tables
+            for name in node.params.values()}
     float_params = {k: v.detach().cpu().clone() for k, v in model.params.items() if k in kept}
     bindings = {name: kernel.binding for name, kernel in bound.kernels.items()}
     graph = _within_int32(model.graph, bindings)
     return QModel(graph, model.signature, qfloat.plan.target, bindings, bound.qparams, float_params,
-                  model.opaque, _info(qfloat), qfloat.samples or model.example)
+                  model.opaque, _info(qfloat), qfloat.samples or model.example, bound.tables)
 
 
 def _within_int32(graph: Graph, bindings: Mapping[str, Binding]) -> Graph:

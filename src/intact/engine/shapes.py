@@ -97,6 +97,8 @@ def _blank_params(q: QModel) -> dict[str, Tensor]:
             params[node.params["weight"]] = torch.empty(b.weight.codes.shape, device="meta")
         if b is not None and b.bias is not None:
             params[node.params["bias"]] = torch.empty(b.bias.shape, device="meta")
+        if node.name in q.tables:
+            params[node.params["weight"]] = torch.empty(q.tables[node.name].codes.shape, device="meta")
     return params
 
 

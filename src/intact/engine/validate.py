@@ -25,7 +25,7 @@ from intact.graph.free import limits_of
 from intact.graph.ir import PASSIVE_OPS
 from intact.kernels import KERNELS, Binding
 from intact.targets import TARGETS
-from intact.types import PerChannel, PerTensor, QParams
+from intact.types import PerChannel, PerTensor, QParams, QTensor
 from intact.types.dims import resolve_dim, symbols_of
 
 __all__ = ["check"]
@@ -60,6 +60,8 @@ def check(q: QModel, *, foreign: bool = False) -> None:
             if name not in nodes:
                 raise ArtifactError("no such node", where=f"binding {brief(name)}")
             _check_binding(q, nodes, nodes[name], binding)
+        for name, table in q.tables.items():
+            _check_table(q, nodes.get(name), name, table)
         _check_params(q)
         check_shapes(q, foreign=foreign)
 
@@ -100,7 +102,8 @@ def _check_calls(q: QModel, nodes: Mapping[str, Node]) -> None:
 
 def _check_params(q: QModel) -> None:
     """The float parameters are those that nodes in float read."""
-    read = {name for node in q.graph if node.name not in q.bindings for name in node.params.values()}
+    read = {name for node in q.graph if node.name not in q.bindings and node.name not in q.tables
+            for name in node.params.values()}
     if read != set(q.float_params):
         raise ArtifactError("float parameters are missing, or not used", where="float parameters",
                             got=brief(sorted(read ^ set(q.float_params))))
@@ -159,6 +162,21 @@ def _check_weight(q: QModel, node: Node, b: Binding, where: str) -> None:
                             allowed=f"int32 [{codes.shape[0]}]")
     if not bool(torch.isfinite(multiplier(b.inputs[0].scale, p.scale, b.output.scale)).all()):
         raise ArtifactError("the multiplier of a channel is not finite", where=where)
+
+
+def _check_table(q: QModel, node: Node | None, name: str, table: QTensor) -> None:
+    """A table of codes, a scale for each row or one for all."""
+    where, codes, p = f"table {brief(name)}", table.codes, table.qparams
+    if node is None or node.op != "embedding" or name in q.bindings or "weight" not in node.params:
+        raise ArtifactError("no node looks up rows in it", where=where)
+    fits = p.granularity == PerTensor() or (p.granularity == PerChannel(0) and len(p.scale) == codes.shape[0])
+    if codes.ndim != 2 or not codes.numel() or not fits or p.qtype.bits > 16:
+        raise ArtifactError("a table has the wrong form", where=where, got=f"{list(codes.shape)}, {p.granularity}",
+                            allowed="codes of rows, a scale for each or one for all")
+    low, high = (int(v) for v in torch.aminmax(codes))
+    if low < p.qtype.qmin or high > p.qtype.qmax:
+        raise ArtifactError("a code of a table is out of range", where=where, got=f"[{low}, {high}]",
+                            allowed=f"[{p.qtype.qmin}, {p.qtype.qmax}]")
 
 
 def _check_accumulator(q: QModel, nodes: Mapping[str, Node], node: Node, b: Binding, where: str) -> None:

@@ -17,7 +17,7 @@ from intact.arithmetic import quantize
 from intact.graph import Graph, Node
 from intact.kernels import Binding
 from intact.kernels.base import activation_codes
-from intact.types import PerChannel, QParams
+from intact.types import PerChannel, QParams, QTensor
 from intact.types.dims import Dim, line, tree_of
 
 __all__ = ["IR_VERSION", "OPSET", "Builder", "onnx_type", "place"]
@@ -55,6 +55,7 @@ class Builder:
         params: float parameters by name.
         qparams: parameters of every edge that has codes.
         bindings: integer nodes.
+        tables: codes of the tables that float nodes look up rows in, by node.
         arithmetic_of: the target's arithmetic, for padding codes.
     """
 
@@ -62,6 +63,7 @@ class Builder:
     params: Mapping[str, Tensor]
     qparams: Mapping[str, QParams]
     bindings: Mapping[str, Binding]
+    tables: Mapping[str, QTensor] = field(default_factory=dict)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
     floats: dict[str, str] = field(default_factory=dict)

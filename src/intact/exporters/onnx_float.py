@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from intact.errors import ExportError
 from intact.exporters import onnx_elementwise, onnx_index, onnx_reduce  # noqa: F401  (they register their forms)
@@ -13,6 +15,7 @@ from intact.exporters.builder import Builder, onnx_type, place
 from intact.exporters.onnx_call import ATEN, call
 from intact.exporters.onnx_ops import MOVES, UNARY, avg_pool_attrs, clip, conv_attrs, pad, resize
 from intact.graph import Node
+from intact.types import QTensor
 
 __all__ = ["EXPORTABLE", "FLOAT", "emit_float", "unsupported"]
 
@@ -115,7 +118,26 @@ def _prelu(b: Builder, n: Node, xs: list[str]) -> str:
 
 
 def _embedding(b: Builder, n: Node, xs: list[str]) -> str:
+    if n.name in b.tables:
+        return _rows(b, n, xs[0], b.tables[n.name])
     return b.op("Gather", [*_params(b, n, "weight"), *xs], f"{n.name}:rows", name=n.name, axis=0)
+
+
+def _rows(b: Builder, n: Node, ids: str, table: QTensor) -> str:
+    """Rows of codes, and of scales: ``DequantizeLinear`` would make the whole table float in every call."""
+    name, q = n.params["weight"], table.qparams
+
+    def looked_up(values: Tensor, what: str) -> str:
+        if not values.ndim:
+            return b.const(f"{name}:{what}", values)
+        column = b.const(f"{name}:{what}:rows", values.reshape(-1, 1))
+        return b.op("Gather", [column, ids], f"{n.name}:{what}", axis=0)
+
+    codes = b.op("Gather", [b.const(f"{name}:codes", table.codes), ids], f"{n.name}:codes", name=n.name, axis=0)
+    rows = b.op("Cast", [codes], f"{n.name}:wide", to=onnx_type("float32"))
+    if bool(q.zero_point.any()):
+        rows = b.op("Sub", [rows, looked_up(q.zero_point.to(torch.float32), "zero_point")], f"{n.name}:centred")
+    return b.op("Mul", [rows, looked_up(q.scale, "scale")], f"{n.name}:rows")
 
 
 def _avg_pool(b: Builder, n: Node, xs: list[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from intact.graph import Graph, Hint
+from intact.graph import Graph, Hint, Node
 from intact.planning.recipe import Recipe
 from intact.targets import Target
 from intact.types import Granularity, QSpec, QType
@@ -102,6 +102,10 @@ class Plan:
     notes: tuple[tuple[str, str], ...] = ()
     recipe: Recipe = field(default_factory=Recipe)
     hinted: Mapping[str, Hint] = field(default_factory=dict)
+
+    def is_table(self, node: Node) -> bool:
+        """Whether a float node looks up rows of a table that is kept as codes."""
+        return node.op == "embedding" and node.params["weight"] in self.weights
 
     @property
     def regions(self) -> tuple[tuple[str, ...], ...]:

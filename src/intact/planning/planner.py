@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Literal
+
+import torch
 
 from intact.errors import PlanError
 from intact.graph import PASSIVE_OPS, FloatModel, Graph, Hint, Node
 from intact.graph.attention import attention_softmaxes, scores
 from intact.planning.hints import hints_by_node, how_of
 from intact.planning.plan import Coverage, Decision, Plan, Rejection, WeightSpec
-from intact.planning.recipe import Float, How, Recipe, match_rules
+from intact.planning.recipe import Float, How, Quant, Recipe, match_rules
 from intact.planning.specs import edge_specs
 from intact.targets import Output, Target, get_target
 from intact.types import PerChannel, PerTensor, QType
@@ -69,7 +71,7 @@ def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe
         Rejection(n.name, n.path, n.op, reasons[n.name]) for n in graph if n.name in reasons and n.op not in _STRUCTURE
     )
     weights = _weights(model, decisions, hows, where)
-    return Plan(where, graph, decisions, edges, weights, rejections, _coverage(model, decisions),
+    return Plan(where, graph, decisions, edges, weights, rejections, _coverage(model, decisions, weights),
                 (*model.notes, *_hint_notes(graph, hinted), *_not_exported(graph, decisions, where)), wish, hinted)
 
 
@@ -170,6 +172,8 @@ def _own_reason(node: Node, model: FloatModel, target: Target) -> str | None:
         return next((text for p, text in model.notes if p == node.path), "could not be captured")
     if not node.dtype.startswith("float"):
         return f"computes {node.dtype}, not real numbers"
+    if node.op == "embedding":
+        return "its table is kept as codes; the rows that it looks up are float"
     if node.op not in target.rules:
         return f"target '{target.name}' has no integer kernel for {node.attrs.get('target', node.op)}"
     masked = _adds_mask(node, model)
@@ -262,7 +266,18 @@ def _weights(
                             got=f"'{specs[name][1]}' says {specs[name][0]}, '{node.path or node.name}' says {spec}",
                             fix="give both layers the same rule")
         specs[name] = (spec, node.path or node.name)
-    return {name: spec for name, (spec, _) in specs.items()}
+    return {**_tables(model, hows, target), **{name: spec for name, (spec, _) in specs.items()}}
+
+
+def _tables(model: FloatModel, hows: Mapping[str, How], target: Target) -> dict[str, WeightSpec]:
+    """Tables of float rows: kept as 8-bit codes with a scale for each row, for nothing is multiplied with them.
+
+    One that an integer layer reads too is kept once, with that layer's codes.
+    """
+    table = WeightSpec(QType(8, signed=True, narrow=True), PerChannel(0), "minmax", bias_correction=False)
+    return {node.params["weight"]: table for node in model.graph
+            if node.op == "embedding" and isinstance(hows[node.name], Quant) and 8 in target.weight_bits
+            and model.params[node.params["weight"]].dtype == torch.float32}
 
 
 def macs_of(node: Node, model: FloatModel) -> int:
@@ -279,7 +294,7 @@ def macs_of(node: Node, model: FloatModel) -> int:
     return math.prod(shape) * math.prod(weight.shape[1:])
 
 
-def _coverage(model: FloatModel, decisions: Mapping[str, Decision]) -> Coverage:
+def _coverage(model: FloatModel, decisions: Mapping[str, Decision], coded: Container[str]) -> Coverage:
     macs = integer = 0
     weights: dict[str, int] = {}
     kept: set[str] = set()
@@ -290,6 +305,6 @@ def _coverage(model: FloatModel, decisions: Mapping[str, Decision]) -> Coverage:
         if "weight" in node.params:
             name = node.params["weight"]
             weights[name] = model.params[name].numel() * model.params[name].element_size()
-            if is_integer:
+            if is_integer or (node.op == "embedding" and name in coded):
                 kept.add(name)
     return Coverage(macs, integer, sum(weights.values()), sum(weights[n] for n in kept))

@@ -275,7 +275,7 @@ class QFloatModel(Switched):
                 return run_node(model, node, xs, sizes)
 
             self._program = Program(model.graph, model.signature, bound.kernels, bound.qparams,
-                                    self.plan.target.arithmetic, step)
+                                    self.plan.target.arithmetic, step, bound.tables)
         return self._program
 
     # -- running ----------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class Layout:
         self.fixed = {e: s.qparams for e, s in plan.edges.items() if isinstance(s, Fixed)}
         self.weights = {
             n.name: n.params["weight"] for n in model.graph
-            if self.integer[n.name] and n.params.get("weight") in plan.weights
+            if (self.integer[n.name] or plan.is_table(n)) and n.params.get("weight") in plan.weights
         }
 
 
@@ -110,7 +110,8 @@ class TrainingPass:
             elif layout.integer[name]:
                 self.values[name] = self._integer(node)
             else:
-                self.values[name] = self._float(node, [self.values[i] for i in node.inputs], quantize=False)
+                operands = [self.values[i] for i in node.inputs]
+                self.values[name] = self._float(node, operands, quantize=node.op == "embedding")
             if self.drop and name in layout.dropouts:
                 self.values[name] = _dropped(self.values[name], *layout.dropouts[name])
             if self.tap is not None:
