@@ -14,13 +14,13 @@ from intact.errors import CaptureError
 from intact.graph import aten, aten_composed, aten_elementwise  # noqa: F401  (they register the conversions)
 from intact.graph.confirm import Multiples, confirmed
 from intact.graph.converter import Const, Converter, Edge
-from intact.graph.dynamic import Dynamic, axes_of, given_limits, long_enough, multiplied
-from intact.graph.exported import exported, functional
+from intact.graph.dynamic import Dynamic, axes_of, given_limits, long_enough, multiplied, stretched, symbols_in
+from intact.graph.exported import FixedAxis, exported, functional
 from intact.graph.float_model import FloatModel
 from intact.graph.hints import hints_of, in_float
 from intact.graph.inplace import mutates
 from intact.graph.ir import Graph, Node
-from intact.graph.isolate import CAPTURE_FAILURES, capture_around
+from intact.graph.isolate import CAPTURE_FAILURES, capture_around, failing_module
 from intact.graph.opaque import OpaqueCall
 from intact.graph.program_inputs import example_tensors, program_signature
 from intact.graph.shapes import infer_shapes
@@ -109,6 +109,11 @@ def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
     try:
         return attempt(model, args, kwargs, {})
+    except FixedAxis as error:
+        free = dict.fromkeys(symbols_in((args, dict(kwargs)), axes), 1)
+        place = failing_module(model, *stretched((args, dict(kwargs)), axes, free))
+        where = f"{error.where}: it fails in '{place}' with another size" if place else error.where
+        raise CaptureError(error.what, where=where, got=error.got, fix=error.fix) from error
     except CAPTURE_FAILURES as failure:
         found: _Captured = capture_around(model, args, kwargs, attempt, failure, axes)
         return found
@@ -215,7 +220,8 @@ def capture_program(
         return call(*args, **kwargs)
 
     try:
-        fm = confirmed(fm, run, inputs, {})
+        with torch.no_grad():
+            fm = confirmed(fm, run, inputs, {})
     except Multiples as found:
         raise CaptureError("a free axis is right for multiples only", got=found.factors, fix=
                            "export it with 8 * torch.export.Dim(...) or the like") from found

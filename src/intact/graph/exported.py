@@ -20,7 +20,11 @@ from intact.graph.dynamic import export_shapes, symbols_in
 from intact.graph.inplace import is_plain
 from intact.graph.tree import first_tensor
 
-__all__ = ["exported", "functional"]
+__all__ = ["FixedAxis", "exported", "functional"]
+
+
+class FixedAxis(CaptureError):
+    """An axis that shall be free is not."""
 
 
 def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Any
@@ -50,16 +54,15 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
         raise
 
 
-def _fixed_axis(error: BaseException) -> CaptureError:
+def _fixed_axis(error: BaseException) -> FixedAxis:
     """Why an axis cannot be free, from what torch.export says."""
     text = " ".join(line.strip() for line in str(error).splitlines()[1:] if line.strip().startswith("-"))
     places = re.findall(r"L\['(\w+)'\]((?:\[[^\]]*\])*)\.size\(\)\[(\d+)\]", str(error).splitlines()[0])
     where = ", ".join(f"axis {axis} of '{name}{rest}'" for name, rest, axis in places)
     fixed = re.search(r"specialized it to be a constant \((\d+)\)", text)
     reason = f"the model works with size {fixed[1]} only" if fixed else text[:300] or str(error).splitlines()[0][:300]
-    return CaptureError("an axis cannot be left free", where=where or None, got=reason, fix=
-                        "leave this axis out of dynamic, or use its size in forward instead of a number: a layer or a "
-                        "reshape depends on it")
+    return FixedAxis("an axis cannot be left free", where=where or None, got=reason, fix=
+                     "leave this axis out of dynamic, or let forward read its size from the input")
 
 
 def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

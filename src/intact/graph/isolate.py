@@ -17,7 +17,7 @@ from intact.graph.opaque import OpaqueCall, Recorded, describe
 from intact.graph.tree import first_tensor, leaves, map_leaves
 from intact.types.dims import BATCH, Sizes, renamed, resolve_shape, symbols_of
 
-__all__ = ["CAPTURE_FAILURES", "capture_around"]
+__all__ = ["CAPTURE_FAILURES", "capture_around", "failing_module"]
 
 #: what torch.export raises when a model cannot be captured (its own errors derive from these)
 CAPTURE_FAILURES = (
@@ -186,6 +186,16 @@ def _record(model: nn.Module, args: Args, kwargs: Kwargs, running: list[nn.Modul
         for handle in hooks:
             handle.remove()
     return calls
+
+
+def failing_module(model: nn.Module, args: Args, kwargs: Kwargs) -> str | None:
+    """Path of the module in which a call fails; None if it does not, or in none."""
+    running: list[nn.Module] = []
+    try:
+        _record(model, args, kwargs, running)
+    except CAPTURE_FAILURES:
+        return next((path for path, m in model.named_modules() if running and m is running[-1]), None)
+    return None
 
 
 def _resized(value: Any, size: int, other: int) -> Any:

@@ -98,10 +98,12 @@ def check_inputs(graph: Graph, inputs: Mapping[str, Tensor]) -> Sizes:
         if x.ndim != len(node.shape):
             raise _shape_error(node, x)
         for axis, (size, dim) in enumerate(zip(x.shape, node.shape, strict=True)):
-            found = None if isinstance(dim, int) or dim in sizes else solve(dim, size)
-            if found is not None and found[0] not in sizes:
-                sizes[found[0]] = found[1]
-            if not symbols_of(dim) <= sizes.keys() or resolve_dim(dim, sizes) != size:
+            if isinstance(dim, str) and dim not in sizes:
+                found = solve(dim, size)
+                if found is None:
+                    raise _shape_error(node, x, axis)
+                sizes.setdefault(*found)
+            if resolve_dim(dim, sizes) != size:
                 raise _shape_error(node, x, axis)
         if x.numel() == 0:
             raise IntactError("an input is empty", where=node.name, got=tuple(x.shape),

@@ -105,7 +105,7 @@ class Plan:
 
     def is_table(self, node: Node) -> bool:
         """Whether a float node looks up rows of a table that is kept as codes."""
-        return node.op == "embedding" and node.params["weight"] in self.weights
+        return node.op == "embedding" and bool(self.decisions[node.name].kernel)
 
     @property
     def regions(self) -> tuple[tuple[str, ...], ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -23,6 +23,8 @@ __all__ = ["macs_of", "plan"]
 
 #: a constant that reaches below this is an additive attention mask
 MASK = -1e4
+#: what a float node does that looks up rows of codes
+_TABLE = "rows of codes"
 _OPERAND = "its operand '{}' is float"
 _STRUCTURE = frozenset({"input", "constant"})
 
@@ -61,8 +63,9 @@ def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe
     _check_hows(graph, hows, where)
     hinted = {name: hint for name, hint in hints.items() if hows[name] is wishes[name]}
     reasons = _rejected(model, where, hows, wish)
+    tables = _tables(model, hows, where)
     decisions = {
-        n.name: Decision(False, reason=reasons[n.name]) if n.name in reasons
+        n.name: Decision(False, _TABLE if n.name in tables else "", reasons[n.name]) if n.name in reasons
         else Decision(n.op not in _STRUCTURE, _kernel_name(n, where))
         for n in graph
     }
@@ -70,8 +73,9 @@ def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe
     rejections = tuple(
         Rejection(n.name, n.path, n.op, reasons[n.name]) for n in graph if n.name in reasons and n.op not in _STRUCTURE
     )
-    weights = _weights(model, decisions, hows, where)
-    return Plan(where, graph, decisions, edges, weights, rejections, _coverage(model, decisions, weights),
+    weights = {**{graph[n].params["weight"]: spec for n, spec in tables.items()},
+               **_weights(model, decisions, hows, where)}
+    return Plan(where, graph, decisions, edges, weights, rejections, _coverage(model, decisions),
                 (*model.notes, *_hint_notes(graph, hinted), *_not_exported(graph, decisions, where)), wish, hinted)
 
 
@@ -266,16 +270,16 @@ def _weights(
                             got=f"'{specs[name][1]}' says {specs[name][0]}, '{node.path or node.name}' says {spec}",
                             fix="give both layers the same rule")
         specs[name] = (spec, node.path or node.name)
-    return {**_tables(model, hows, target), **{name: spec for name, (spec, _) in specs.items()}}
+    return {name: spec for name, (spec, _) in specs.items()}
 
 
 def _tables(model: FloatModel, hows: Mapping[str, How], target: Target) -> dict[str, WeightSpec]:
-    """Tables of float rows: kept as 8-bit codes with a scale for each row, for nothing is multiplied with them.
+    """Nodes that look up float rows: their table is kept as 8-bit codes, with a scale for each row.
 
     One that an integer layer reads too is kept once, with that layer's codes.
     """
     table = WeightSpec(QType(8, signed=True, narrow=True), PerChannel(0), "minmax", bias_correction=False)
-    return {node.params["weight"]: table for node in model.graph
+    return {node.name: table for node in model.graph
             if node.op == "embedding" and isinstance(hows[node.name], Quant) and 8 in target.weight_bits
             and model.params[node.params["weight"]].dtype == torch.float32}
 
@@ -294,7 +298,7 @@ def macs_of(node: Node, model: FloatModel) -> int:
     return math.prod(shape) * math.prod(weight.shape[1:])
 
 
-def _coverage(model: FloatModel, decisions: Mapping[str, Decision], coded: Container[str]) -> Coverage:
+def _coverage(model: FloatModel, decisions: Mapping[str, Decision]) -> Coverage:
     macs = integer = 0
     weights: dict[str, int] = {}
     kept: set[str] = set()
@@ -305,6 +309,6 @@ def _coverage(model: FloatModel, decisions: Mapping[str, Decision], coded: Conta
         if "weight" in node.params:
             name = node.params["weight"]
             weights[name] = model.params[name].numel() * model.params[name].element_size()
-            if is_integer or (node.op == "embedding" and name in coded):
+            if is_integer or decisions[node.name].kernel == _TABLE:
                 kept.add(name)
     return Coverage(macs, integer, sum(weights.values()), sum(weights[n] for n in kept))

@@ -21,7 +21,6 @@ BATCH = "batch"
 
 _LONGEST = 200  # characters of an expression
 _TOKEN = re.compile(r"\s*(\d{1,9}|[A-Za-z_]\w{0,62}|\*\*|//|[-+*()])", re.ASCII)
-_WORD = re.compile(r"[A-Za-z_]\w{0,62}", re.ASCII)
 _APPLY: dict[str, Callable[[int, int], int]] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv}
 #: an expression as (operator, left, right)
@@ -113,7 +112,7 @@ def line(dim: Dim) -> tuple[str, int, int] | None:
     """
     if isinstance(dim, int):
         return None
-    if _WORD.fullmatch(dim):
+    if dim.isidentifier():
         return dim, 1, 0
     names = symbols_of(dim)
     if len(names) != 1:
