@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from intact.arithmetic.layer_norm import GAMMA_BITS
 from intact.errors import PlanError
 from intact.graph import PASSIVE_OPS, FloatModel, Graph, Hint, Node
 from intact.graph.attention import attention_softmaxes, scores
@@ -130,7 +131,7 @@ def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How], wish: 
     """Every node that stays in float, with its reason."""
     graph = model.graph
     reasons: dict[str, str] = {}
-    to_softmax = scores(graph)
+    to_softmax = scores(graph) if target.float_operations else {}
     for node in graph:
         how = hows[node.name]
         reason = how.reason or _said(node, graph, wish) if isinstance(how, Float) and node.op not in _STRUCTURE else \
@@ -139,6 +140,9 @@ def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How], wish: 
             reason = f"on the way to '{to_softmax[node.name]}': scores and masks stay as they are"
         if reason is not None:
             reasons[node.name] = reason
+    if not target.float_operations:
+        _refuse_floats(graph, reasons, target)
+        return reasons
     users, outputs = graph.consumers(), set(graph.outputs)
     causes: dict[str, str] = {}  # node that is float because of an operand -> the first one to be float
     light = [n for n in graph if n.op not in _STRUCTURE and n.op in target.rules and not target.rules[n.op].macs]
@@ -161,6 +165,17 @@ def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How], wish: 
                 reasons[node.name] = reason
                 changed = True
     return reasons
+
+
+def _refuse_floats(graph: Graph, reasons: Mapping[str, str], target: Target) -> None:
+    """Every operation must have an integer kernel."""
+    found = [f"{n.path or n.name} ({n.attrs.get('target', n.op)}): {reasons[n.name]}"
+             for n in graph if n.name in reasons]
+    if found:
+        raise PlanError(f"target '{target.name}' has no floats, and {len(found)} operation(s) would need them",
+                        where="; ".join(found[:5]) + ("; ..." if len(found) > 5 else ""),
+                        allowed=", ".join(sorted(target.rules)),
+                        fix="replace them, cut them off the model, or choose target='onnxruntime'")
 
 
 def _said(node: Node, graph: Graph, wish: Recipe) -> str:
@@ -252,6 +267,11 @@ def _weights(
     for node in model.graph:
         how = hows[node.name]
         if not decisions[node.name].integer or "weight" not in node.params or isinstance(how, Float):
+            continue
+        if node.op == "layer_norm":
+            factor = WeightSpec(QType(GAMMA_BITS, signed=True, narrow=True), PerTensor(), "minmax",
+                                bias_correction=False)
+            specs.setdefault(node.params["weight"], (factor, node.path or node.name))
             continue
         qtype = QType(how.weight_bits, signed=True, narrow=how.weight_symmetric)
         granularity = how.weight_granularity
