@@ -25,11 +25,12 @@ _SMALLEST = 2.0**-120  # products of scales stay normal float32 numbers
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """Kernels and parameters of every edge, and what had to be adjusted on the way."""
+    """Kernels, parameters of every edge, tables that float nodes look rows up in, and what had to be adjusted."""
 
     kernels: Mapping[str, Kernel]
     qparams: Mapping[str, QParams]
     weights: Mapping[str, QTensor]
+    tables: Mapping[str, QTensor]
     notes: tuple[tuple[str, str], ...] = field(default=())
 
 
@@ -80,7 +81,8 @@ def bind(
         binding = Binding(node.op, node.attrs, inputs, known[node.name], plan.target.arithmetic, weight, bias,
                           where=node.path or node.name)
         kernels[node.name] = KERNELS[node.op](binding)
-    return Bound(kernels, known, weights, tuple(notes))
+    tables = {n.name: weights[n.params["weight"]] for n in graph if plan.is_table(n)}
+    return Bound(kernels, known, weights, tables, tuple(notes))
 
 
 def _quantized_weights(
@@ -90,7 +92,9 @@ def _quantized_weights(
     """One quantized tensor for each storage, whose scales suit every layer that reads it."""
     readers: dict[str, list[Node]] = {}
     for node in plan.graph:
-        if plan.decisions[node.name].integer and "weight" in node.params:
+        if plan.is_table(node):
+            readers.setdefault(node.params["weight"], [])
+        elif plan.decisions[node.name].integer and "weight" in node.params:
             readers.setdefault(node.params["weight"], []).append(node)
     result = {}
     for name, nodes in readers.items():
@@ -105,7 +109,7 @@ def _quantized_weights(
             notes.append((name, f"scale of {int(raised.sum())} channel(s) raised so that the bias and the "
                                 "multiplier can be expressed"))
             found = replace(found, scale=torch.maximum(found.scale, floor))
-        kernels = not nearest and all(n.op == "conv" for n in nodes)
+        kernels = not nearest and bool(nodes) and all(n.op == "conv" for n in nodes)
         result[name] = quantize_kernel_weight(weight, found) if kernels else quantize_weight(weight, found)
     return result
 
