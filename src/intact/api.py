@@ -6,6 +6,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -16,6 +17,7 @@ from intact.algorithms import correct_bias, smooth
 from intact.algorithms.smooth import SAMPLES
 from intact.analysis import Latency, Report, Sizes, Statistics, compare_models, tensor_statistics
 from intact.calibration import calibrate
+from intact.calibration.peek import first_inputs
 from intact.engine import QModel, convert
 from intact.engine import load as _load_integer
 from intact.engine import save as _save_integer
@@ -25,6 +27,7 @@ from intact.graph import FloatModel
 from intact.graph.attention import attention_softmaxes
 from intact.graph.capture import capture as _capture_module
 from intact.graph.capture import capture_program as _capture_program
+from intact.graph.dynamic import Dynamic, dynamic_of
 from intact.graph.passes import (
     DEFAULT_PASSES,
     EqualizeChannels,
@@ -33,12 +36,12 @@ from intact.graph.passes import (
     repeated_passes,
     transform,
 )
-from intact.graph.signature import Parameters, samples_in
+from intact.graph.signature import samples_in
 from intact.graph.tree import first_tensor
 from intact.leaves import has_leaves, load_leaves, save_leaves
 from intact.planning import Recipe, plan
 from intact.simulation import QFloatModel, prepare
-from intact.targets import Target, get_target
+from intact.targets import TargetLike, get_target
 
 __all__ = [
     "calibrate",
@@ -62,7 +65,8 @@ Model = nn.Module | FloatModel | ExportedProgram
 
 
 def capture(
-    model: nn.Module | ExportedProgram, example_inputs: Any = None, *, passes: Sequence[Pass] = DEFAULT_PASSES
+    model: nn.Module | ExportedProgram, example_inputs: Any = None, *, dynamic: Dynamic | None = None,
+    passes: Sequence[Pass] = DEFAULT_PASSES
 ) -> FloatModel:
     """Capture a module as a float graph: batch norms folded, activations fused, dropout gone.
 
@@ -72,10 +76,14 @@ def capture(
         model: any ``nn.Module``, in training or evaluation mode; or a program of ``torch.export``.
         example_inputs: a batch: a tensor, a tuple of positional inputs, or a dict of keyword inputs. A program has
             its own.
+        dynamic: further axes that stay free, as ``dynamic_shapes`` of torch.export: ``{"input_ids": {1: "length"}}``
+            by the name of the input; of a model with one tensor as input ``{1: "length"}``. Axes of one name have one
+            size, ``"8*height"`` is a multiple of 8, a ``torch.export.Dim`` has a range. A program has its own.
         passes: transformations, each checked to keep the outputs; ``intact.graph.passes`` has more.
 
     Raises:
-        CaptureError: if the model cannot be captured; names the module and the reason.
+        CaptureError: if the model cannot be captured, or works with one size only of an axis that shall be free; names
+            the module or the axis and the reason.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
@@ -84,13 +92,16 @@ def capture(
     """
     if isinstance(model, ExportedProgram):
         return transform(_capture_program(model), passes)
-    return transform(_capture_module(model, example_inputs), passes)
+    return transform(_capture_module(model, example_inputs, dynamic), passes)
 
 
 def captured(
-    model: Model, data: Iterable[Any], *, example_inputs: Any = None, passes: Sequence[Pass] = DEFAULT_PASSES
+    model: Model, data: Iterable[Any], *, example_inputs: Any = None, dynamic: Dynamic | None = None,
+    passes: Sequence[Pass] = DEFAULT_PASSES
 ) -> tuple[FloatModel, Iterable[Any]]:
     """The model as a float graph, captured with the inputs of the first batch, and data that still holds that batch.
+
+    Axes whose sizes differ among the first batches are left free, where ``dynamic`` does not say which are.
 
     Raises:
         CaptureError: if the model cannot be captured.
@@ -111,8 +122,11 @@ def captured(
     if isinstance(model, FloatModel):
         return model, data
     if isinstance(model, nn.Module) and example_inputs is None:
-        example_inputs, data = _first_inputs(model, data)
-    return capture(model, example_inputs, passes=passes), data
+        example_inputs, differing, data = first_inputs(model, data)
+        if dynamic is None and differing is not None:
+            with suppress(CaptureError):  # such an axis may be free; if not, a batch is wrong, and is named in its turn
+                return capture(model, example_inputs, dynamic=differing, passes=passes), data
+    return capture(model, example_inputs, dynamic=dynamic, passes=passes), data
 
 
 def statistics(model: Model | QFloatModel, data: Iterable[Any], *, progress: bool | None = None) -> Statistics:
@@ -149,9 +163,10 @@ def quantize(
     model: Model,
     data: Iterable[Any] | None = None,
     *,
-    target: str | Target | None = None,
+    target: TargetLike | None = None,
     recipe: Recipe | None = None,
     example_inputs: Any = None,
+    dynamic: Dynamic | None = None,
     progress: bool | None = None,
 ) -> QModel:
     """Quantize a module in one call: capture, plan, prepare, calibrate, convert; of a model with attention also smooth.
@@ -163,9 +178,11 @@ def quantize(
             yields (inputs, labels) works as it is. Not needed where every range is known already: in a QFloat model
             that was calibrated or trained (data is not read then), and in a network of trained ``intact.nn`` layers
             (data finds the ranges of what they do not read).
-        target: the runtime whose codes the integer model gives; by default ONNX Runtime.
+        target: the runtime whose codes the integer model gives, by name or as a TOML file; by default ONNX Runtime.
         recipe: rules for parts of the model; by default everything that the target can run is quantized.
         example_inputs: inputs to capture with; by default the first batch of ``data``.
+        dynamic: axes besides the batch that stay free, as for :func:`capture`; by default those whose sizes differ
+            among the first batches of ``data``.
         progress: show a progress bar; by default only on a terminal.
 
     Raises:
@@ -184,16 +201,15 @@ def quantize(
                             fix="give them to intact.plan or intact.quantize_qat")
         qfloat = model.eval()
     else:
-        target = "onnxruntime" if target is None else target
-        get_target(target)
+        target = get_target("onnxruntime" if target is None else target)  # a file is read once
         if data is not None:
-            fm, data = captured(model, data, example_inputs=example_inputs)
+            fm, data = captured(model, data, example_inputs=example_inputs, dynamic=dynamic)
             fm, data = _smoothed(fm, data, target, recipe)
         elif isinstance(model, nn.Module) and example_inputs is None:
             raise CalibrationError("there is no data", got="NoneType",
                                    fix="pass a list of batches, such as [x], or a DataLoader")
         else:
-            fm = model if isinstance(model, FloatModel) else capture(model, example_inputs)
+            fm = model if isinstance(model, FloatModel) else capture(model, example_inputs, dynamic=dynamic)
         qfloat = prepare(fm, plan(fm, target=target, recipe=recipe))
     if qfloat.calibrated and (data is None or qfloat is model):
         return convert(qfloat)
@@ -205,7 +221,7 @@ def quantize(
 
 
 def _smoothed(
-    fm: FloatModel, data: Iterable[Any], target: str | Target, recipe: Recipe | None
+    fm: FloatModel, data: Iterable[Any], target: TargetLike, recipe: Recipe | None
 ) -> tuple[FloatModel, Iterable[Any]]:
     """A model with attention, smoothed on the first batches, and data that still holds them."""
     if fm.smoothing or fm.hints or not attention_softmaxes(fm.graph):
@@ -220,19 +236,6 @@ def _smoothed(
             break
     rest = itertools.chain(head, iterator) if iterator is data else data
     return (smooth(fm, head, plan=chosen) if head else fm), rest
-
-
-def _first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
-    """Inputs of the first batch, and data that still holds it."""
-    iterator = iter(data)
-    try:
-        item = next(iterator)
-    except StopIteration:
-        raise CalibrationError("there is no data", got="0 batches",
-                               fix="pass a non-empty iterable; a generator can be consumed only once") from None
-    args, kwargs = Parameters.of(model).split(item)
-    rest = itertools.chain([item], iterator) if iterator is data else data
-    return args or kwargs, rest
 
 
 #: format (and suffix) to what writes it
@@ -354,7 +357,8 @@ def compare(
     if not isinstance(q, QModel):
         raise IntactError("compare takes the integer model second", got=type(q).__name__, allowed="QModel")
     steps, smoothing = q.info.get("equalization", {}), q.info.get("smoothing", {})
-    model, data = captured(net, data, passes=repeated_passes(steps, smoothing))
+    model, data = captured(net, data, dynamic=dynamic_of(q.graph.inputs, q.signature), passes=repeated_passes(
+        steps, smoothing))
     if steps and not model.equalization:  # a captured model, to which it was not done yet
         model = transform(model, [EqualizeChannels(steps=steps)])
     if smoothing and not model.smoothing:
@@ -377,6 +381,6 @@ def _measure(fm: FloatModel, q: QModel) -> tuple[Latency | None, Sizes | None]:
         one = {k: v[:1] if fm.graph[k].shape[:1] == ("batch",) else v for k, v in fm.example.items()}
         slow, fast = latencies([float_file, integer_file], one)
         sizes = Sizes(float_bytes=float_file.stat().st_size, integer_bytes=integer_file.stat().st_size)
-        size = samples_in(fm.graph, 1)
+        size = samples_in(fm.graph, fm.sample)
         batch = f", batches of {size}" if size > 1 else ""
         return Latency(float_ms=slow, integer_ms=fast, engine=f"onnxruntime, CPU, one thread{batch}"), sizes

@@ -6,13 +6,14 @@ Whether a runtime gives the same codes is tests/parity's; that simulation and in
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
 
 import intact
-from intact.arithmetic import PoolRule, ResizeRule
+from intact.arithmetic import PoolRule, Requantize, ResizeRule
 from intact.errors import PlanError
 from intact.graph import MAC_OPS, PASSIVE_OPS, FloatModel
 from intact.kernels import KERNELS
@@ -70,12 +71,33 @@ _LITERT = {
     "average pool between convolutions": "leaves out padding", "average pool 1-d": "leaves out padding",
     "adaptive average pool": "matmul",
 }
-REFUSED = {"fixed_point": {"attention": "adds the mask"}, "litert": _LITERT, "litert_reference": _LITERT}
+_MASKED = {"attention": "adds the mask"}
+REFUSED = {"litert": _LITERT, "litert_reference": _LITERT} | {
+    name: _MASKED for name, t in TARGETS.items() if not t.float_operations and not name.startswith("litert")}
 
 
-#: tests/parity runs them on this one with three kinds of numbers, and against the runtime itself
-@pytest.mark.parametrize("name", sorted(TARGETS.keys() - {"onnxruntime"}))
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def vectors() -> Iterator[tuple[str, Case]]:
+    """All of them for the first target of each set of rules; for its variants enough of them to hit every rule.
+
+    tests/parity runs them on onnxruntime with three kinds of numbers, and against the runtime itself.
+    """
+    seen = [TARGETS["onnxruntime"].rules.keys()]
+    for name, target in TARGETS.items():
+        if name == "onnxruntime":
+            continue
+        if target.rules.keys() not in seen:
+            seen.append(target.rules.keys())
+            yield from ((name, case) for case in CASES)
+            continue
+        left = set(target.rules)
+        while left:
+            case = max((c for c in CASES if c.name not in REFUSED.get(name, {})), key=lambda c: len(c.covers & left))
+            assert case.covers & left, left
+            left -= case.covers
+            yield name, case
+
+
+@pytest.mark.parametrize(("name", "case"), [pytest.param(n, c, id=f"{c.name}-{n}") for n, c in vectors()])
 def test_every_vector_runs_in_integers_exactly(case: Case, name: str) -> None:
     fm, xs = captured(case.name)
     if case.name in REFUSED.get(name, {}):
@@ -83,7 +105,8 @@ def test_every_vector_runs_in_integers_exactly(case: Case, name: str) -> None:
             intact.plan(fm, name)
         return
     recipe = intact.Recipe(default=intact.Quant(activation_observer="minmax"))
-    qfloat = calibrated(fm, xs, recipe, kind="wild", target=name)
+    shifts = get_target(name).arithmetic.requantize is Requantize.SHIFT
+    qfloat = calibrated(fm, xs, recipe, kind="dyadic" if shifts else "wild", target=name)
     q = intact.convert(qfloat)
     assert case.covers & get_target(name).rules.keys() <= integer_ops(q)
     assert differing(qfloat, q, hard_inputs(q, 3)) == []

@@ -42,26 +42,8 @@ class Probabilities(nn.Module):
                 self.head(torch.softmax(3 * y.flatten(1), 1))]
 
 
-class Pools(nn.Module):
-    """Those of the pools in tests/parity that both sets of kernels have."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        pools = (nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1), nn.AvgPool2d((2, 3), 1), nn.AdaptiveAvgPool2d((3, 11)),
-                 nn.AvgPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1),
-                 nn.MaxPool2d(2, 2, ceil_mode=True), nn.Sequential(nn.AvgPool2d(2), nn.ReLU6()))
-        self.before, self.pools = nn.Conv2d(3, 4, 1), nn.ModuleList(pools)
-        self.after = nn.ModuleList(nn.Conv2d(4, 2, 1) for _ in pools)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return [after(pool(self.before(x))) for pool, after in zip(self.pools, self.after, strict=True)]
-
-
 MORE = [
-    Case("softmax", Probabilities, ((3, 9, 11),), frozenset({"softmax"})),
-    Case("pools", Pools, ((3, 9, 11),), frozenset({"avg_pool", "max_pool"})),
-    Case("average pool of a signal", lambda: nn.Sequential(nn.AvgPool1d(3, 2, 1), nn.Conv1d(3, 2, 1)), ((3, 12),),
-         frozenset({"avg_pool"})),
+    Case("softmax of images and of classes", Probabilities, ((3, 9, 11),), frozenset({"softmax"})),
     Case("dimensions that are permuted and kept", lambda: nn.Sequential(nn.Linear(7, 6), nn.Flatten(0, 1),
          nn.Linear(6, 5)), ((4, 7),), frozenset({"linear"})),
 ]
@@ -198,8 +180,8 @@ def test_a_model_for_another_runtime(tmp_path: Path) -> None:
         intact.export(q, tmp_path / "net.tflite")
     assert "target='litert'" in str(caught.value)
     q, _ = made()
-    with pytest.raises(ExportError, match="too few samples"):
-        intact.export(q, tmp_path / "net.tflite", batch=99)
+    with pytest.raises(ExportError, match="no such free axis"):
+        intact.export(q, tmp_path / "net.tflite", sizes={"length": 5})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -125,6 +125,22 @@ class Normalized(nn.Module):
 case("layer norm and softmax", "layer_norm softmax", (5, 12))(Normalized)
 
 
+class Probabilities(nn.Module):
+    """Softmax over each axis, read in integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList(nn.Linear(12, 12) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linears[1](torch.softmax(self.linears[0](x), 1))
+        y: Tensor = self.linears[2](torch.softmax(x, 2))
+        return y
+
+
+case("softmax", "softmax linear", (5, 12))(Probabilities)
+
+
 class Products(nn.Module):
     """Matrix products whose codes something reads, and whose accumulators something reads."""
 
@@ -219,6 +235,10 @@ _AVG = (nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1), nn.AvgPool2d(3, 2, 1, count_incl
         nn.AvgPool2d(2, 2, ceil_mode=True), nn.AvgPool2d((2, 3), 1), nn.AvgPool2d(3, 2, 1, True, False))
 light("average pool", "avg_pool", *_AVG, shapes=(MAP,))
 light("average pool between convolutions", "conv avg_pool", *_AVG, shapes=(MAP,), convs=True)
+light("pools over whole windows", "avg_pool max_pool", nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1), nn.AvgPool2d((2, 3), 1),
+      nn.AdaptiveAvgPool2d((3, 11)), nn.AvgPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1),
+      nn.MaxPool2d(2, 2, ceil_mode=True), lambda x: F.relu6(F.avg_pool2d(x, 2)), shapes=(MAP,), convs=True)
+light("average pool 1-d over whole windows", "avg_pool", nn.AvgPool1d(2), nn.AvgPool1d(3, 2, 1), shapes=((3, 12),))
 light("average pool 1-d", "avg_pool", nn.AvgPool1d(2), nn.AvgPool1d(3, 2, 1, ceil_mode=True, count_include_pad=False),
       shapes=((3, 12),))
 light("adaptive average pool", "avg_pool mean matmul permute", nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((3, 4)),

@@ -1,6 +1,6 @@
 """The number rules of runtimes: quantize, round, saturate, accumulate, requantize. The only room that rounds."""
 
-from intact.arithmetic.accumulate import accumulator_bounds, carrier_for
+from intact.arithmetic.accumulate import accumulator_bounds, carrier_for, pairs_saturate
 from intact.arithmetic.arithmetic import (
     REFERENCE,
     Arithmetic,
@@ -38,6 +38,7 @@ __all__ = [
     "fma_float32",
     "mul_codes",
     "multiplier",
+    "pairs_saturate",
     "quantize",
     "quantize_kernel_weight",
     "quantize_rows",

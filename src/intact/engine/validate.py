@@ -5,6 +5,7 @@ Nothing here runs an operation on data, or makes a tensor larger than the larges
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,18 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from intact.arithmetic import multiplier
+from intact.arithmetic import PoolRule, multiplier, pairs_saturate
 from intact.arithmetic.layer_norm import GAMMA_BITS, normalized_limit
 from intact.engine.codec import brief
 from intact.engine.op_schema import DTYPES, check_node
 from intact.engine.qmodel import QModel
 from intact.engine.shapes import check_shapes
-from intact.errors import ArtifactError
+from intact.errors import ArtifactError, PlanError
 from intact.graph import Node
+from intact.graph.free import limits_of
 from intact.graph.ir import PASSIVE_OPS
 from intact.kernels import KERNELS, Binding
-from intact.targets import TARGETS
-from intact.types import PerChannel, PerTensor, QParams
+from intact.targets import TARGETS, Target, describe, parse_target
+from intact.types import PerChannel, PerTensor, QParams, QTensor
+from intact.types.dims import resolve_dim, symbols_of
 
 __all__ = ["check"]
 
@@ -47,9 +50,7 @@ def check(q: QModel, *, foreign: bool = False) -> None:
     >>> import torch, intact.api as intact
     >>> check(intact.quantize(torch.nn.Linear(4, 2), [torch.randn(16, 4)]))
     """
-    if TARGETS.get(q.target.name) != q.target:
-        raise ArtifactError("the target is not known by its name", where="target", got=brief(q.target.name),
-                            allowed=", ".join(TARGETS), fix="call register_target first")
+    _check_target(q.target)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a warning about foreign data must not become an exception
         nodes = _check_graph(q)
@@ -60,8 +61,21 @@ def check(q: QModel, *, foreign: bool = False) -> None:
             if name not in nodes:
                 raise ArtifactError("no such node", where=f"binding {brief(name)}")
             _check_binding(q, nodes, nodes[name], binding)
+        for name, table in q.tables.items():
+            _check_table(q, nodes.get(name), name, table)
         _check_params(q)
         check_shapes(q, foreign=foreign)
+
+
+def _check_target(target: Target) -> None:
+    """Known by its name, or one that a file can describe."""
+    if TARGETS.get(target.name) == target:
+        return
+    try:
+        parse_target(describe(target))
+    except PlanError as e:
+        raise ArtifactError("the target is not known by its name", where="target", got=brief(target.name),
+                            allowed=", ".join(TARGETS), fix=f"call register_target first ({e.what})") from None
 
 
 # -- graph --------------------------------------------------------------------------------------
@@ -100,7 +114,8 @@ def _check_calls(q: QModel, nodes: Mapping[str, Node]) -> None:
 
 def _check_params(q: QModel) -> None:
     """The float parameters are those that nodes in float read."""
-    read = {name for node in q.graph if node.name not in q.bindings for name in node.params.values()}
+    read = {name for node in q.graph if node.name not in q.bindings and node.name not in q.tables
+            for name in node.params.values()}
     if read != set(q.float_params):
         raise ArtifactError("float parameters are missing, or not used", where="float parameters",
                             got=brief(sorted(read ^ set(q.float_params))))
@@ -129,7 +144,7 @@ def _check_binding(q: QModel, nodes: Mapping[str, Node], node: Node, b: Binding)
         raise ArtifactError("an integer kernel reads an accumulator", where=where)
     if node.op in PASSIVE_OPS and not b.inputs[0].same_as(b.output):
         raise ArtifactError("an operation that moves codes must keep their parameters", where=where)
-    fixed = q.target.rules[node.op].fixed.get(b.output.qtype.bits)
+    fixed = q.target.prescribed(node.op, b.output.qtype.bits)
     if fixed is not None and not b.output.same_as(fixed):
         raise ArtifactError("the target prescribes another encoding of this output", where=where,
                             got=str(b.output.qtype), allowed=f"scale {float(fixed.scale):g}, zero point "
@@ -140,7 +155,7 @@ def _check_binding(q: QModel, nodes: Mapping[str, Node], node: Node, b: Binding)
         raise ArtifactError("weight and bias are not those that the node names", where=where)
     if b.weight is not None:
         _check_weight(q, node, b, where)
-    _check_accumulator(nodes, node, b, where)
+    _check_accumulator(q, nodes, node, b, where)
 
 
 def _check_weight(q: QModel, node: Node, b: Binding, where: str) -> None:
@@ -170,6 +185,21 @@ def _check_weight(q: QModel, node: Node, b: Binding, where: str) -> None:
         raise ArtifactError("the multiplier of a channel is not finite", where=where)
 
 
+def _check_table(q: QModel, node: Node | None, name: str, table: QTensor) -> None:
+    """A table of codes, a scale for each row or one for all."""
+    where, codes, p = f"table {brief(name)}", table.codes, table.qparams
+    if node is None or node.op != "embedding" or name in q.bindings or "weight" not in node.params:
+        raise ArtifactError("no node looks up rows in it", where=where)
+    fits = p.granularity == PerTensor() or (p.granularity == PerChannel(0) and len(p.scale) == codes.shape[0])
+    if codes.ndim != 2 or not codes.numel() or not fits or p.qtype.bits > 16:
+        raise ArtifactError("a table has the wrong form", where=where, got=f"{list(codes.shape)}, {p.granularity}",
+                            allowed="codes of rows, a scale for each or one for all")
+    low, high = (int(v) for v in torch.aminmax(codes))
+    if low < p.qtype.qmin or high > p.qtype.qmax:
+        raise ArtifactError("a code of a table is out of range", where=where, got=f"[{low}, {high}]",
+                            allowed=f"[{p.qtype.qmin}, {p.qtype.qmax}]")
+
+
 def _check_factor(node: Node, b: Binding, where: str) -> None:
     """Weight and bias of a layer norm."""
     assert b.weight is not None
@@ -185,25 +215,36 @@ def _check_factor(node: Node, b: Binding, where: str) -> None:
         raise ArtifactError("a code of a layer norm is out of range", where=where, got=float(reach.max()))
 
 
-def _check_accumulator(nodes: Mapping[str, Node], node: Node, b: Binding, where: str) -> None:
-    """No partial sum, in any order, leaves int32."""
+def _check_accumulator(q: QModel, nodes: Mapping[str, Node], node: Node, b: Binding, where: str) -> None:
+    """No partial sum, in any order, leaves the target's accumulator."""
     if node.op in _WEIGHTED:
         bound = _weighted_bound(b)
     elif node.op in ("matmul", "mean"):
         shape = nodes[node.inputs[0]].shape
         axes = [-1] if node.op == "matmul" else node.attrs["axes"]
-        if any(a >= len(shape) or not isinstance(shape[a], int) for a in axes) or not shape:
-            raise ArtifactError("a sum over an axis without a fixed size", where=where, got=brief(shape))
+        most = {name: high for name, (_, high) in limits_of(q.graph).items() if high is not None}
+        if any(a >= len(shape) or not symbols_of(shape[a]) <= most.keys() for a in axes) or not shape:
+            raise ArtifactError("a sum over an axis without a largest size", where=where, got=brief(shape))
         bound = 1.0
         for a in axes:
-            bound *= int(shape[a])
+            bound *= resolve_dim(shape[a], most)
         for p in b.inputs:
             bound *= max(p.qtype.qmax - int(p.zero_point), int(p.zero_point) - p.qtype.qmin)
+    elif node.op == "avg_pool" and b.arithmetic.average_pool is PoolRule.SUM:
+        p = b.inputs[0]
+        bound = float(math.prod(node.attrs["kernel"])) * max(
+            p.qtype.qmax - int(p.zero_point), int(p.zero_point) - p.qtype.qmin)
     else:
         return
-    if bound >= 2**31:
-        raise ArtifactError("the int32 accumulator can overflow", where=where, got=f"{bound:.4g}",
-                            allowed="below 2**31", fix="leave this layer in float, or use fewer bits")
+    if bound >= b.arithmetic.accumulator_limit:
+        raise ArtifactError(f"the accumulator of {b.arithmetic.accumulator_bits} bits can overflow", where=where,
+                            got=f"{bound:.4g}", allowed=f"below {b.arithmetic.accumulator_limit:.4g}",
+                            fix="leave this layer in float, or use fewer bits")
+    if b.weight is not None and node.op in _WEIGHTED and b.arithmetic.pair_bits == 16:
+        reach = b.inputs[0].qtype.qmax - b.inputs[0].qtype.qmin
+        if bool(pairs_saturate(b.weight.codes, reach).any()):
+            raise ArtifactError("two products can saturate their sum of 16 bits", where=where,
+                                fix="use weights of fewer bits")
 
 
 def _weighted_bound(b: Binding) -> float:

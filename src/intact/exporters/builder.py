@@ -15,10 +15,10 @@ from torch import Tensor
 
 from intact.arithmetic import quantize
 from intact.graph import Graph, Node
-from intact.graph.ir import Dim
 from intact.kernels import Binding
 from intact.kernels.base import activation_codes
-from intact.types import PerChannel, QParams
+from intact.types import PerChannel, QParams, QTensor
+from intact.types.dims import Dim, line, tree_of
 
 __all__ = ["IR_VERSION", "OPSET", "Builder", "onnx_type", "place"]
 
@@ -55,6 +55,7 @@ class Builder:
         params: float parameters by name.
         qparams: parameters of every edge that has codes.
         bindings: integer nodes.
+        tables: codes of the tables that float nodes look up rows in, by node.
         arithmetic_of: the target's arithmetic, for padding codes.
     """
 
@@ -62,6 +63,7 @@ class Builder:
     params: Mapping[str, Tensor]
     qparams: Mapping[str, QParams]
     bindings: Mapping[str, Binding]
+    tables: Mapping[str, QTensor] = field(default_factory=dict)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
     floats: dict[str, str] = field(default_factory=dict)
@@ -69,6 +71,8 @@ class Builder:
     dequantized: dict[str, str] = field(default_factory=dict)
     path: str = ""
     _names: set[str] = field(default_factory=set)
+    _sizes: dict[str, str] = field(default_factory=dict)
+    _shapes: dict[tuple[Dim, ...], str] = field(default_factory=dict)
 
     # -- primitives -------------------------------------------------------------------------
 
@@ -166,27 +170,44 @@ class Builder:
         """Codes of an integer operation's result, clamped where saturation does not do it."""
         return self.clip_codes(self.quantize(y, binding.output, edge), *activation_codes(binding), edge)
 
+    def size(self, dim: Dim) -> str:
+        """A size as a list of one integer, read from the inputs at run time."""
+        if isinstance(dim, int):
+            return self.const(f"size:{dim}", np.array([dim], np.int64))
+        if dim not in self._sizes:
+            self._sizes[dim] = self._computed(tree_of(dim)) if not dim.isidentifier() else self._symbol(dim)
+        return self._sizes[dim]
+
+    def _symbol(self, name: str) -> str:
+        source, axis, step, base = next((n, i, told[1], told[2]) for n in self.graph.inputs
+                                        for i, d in enumerate(n.shape) if (told := line(d)) and told[0] == name)
+        tensor = self.floats[source.name] if source.name in self.floats else self.codes[source.name]
+        size = self.op("Shape", [tensor], f"size:{name}:axis", start=axis, end=axis + 1)
+        size = self.op("Sub", [size, self.size(base)], f"size:{name}:rest") if base else size
+        return self.op("Div", [size, self.size(step)], f"size:{name}") if step > 1 else size
+
+    def _computed(self, tree: Any) -> str:
+        if not isinstance(tree, tuple):
+            return self.size(tree)
+        kind, left, right = tree[0], self._computed(tree[1]), self._computed(tree[2])
+        if kind == "//":  # ONNX rounds towards zero, Mod as Python does
+            left = self.op("Sub", [left, self.op("Mod", [left, right], "size:mod")], "size:whole")
+        return self.op({"+": "Add", "-": "Sub", "*": "Mul", "//": "Div"}[kind], [left, right], "size:computed")
+
     def shape_const(self, shape: Sequence[Dim], base: str) -> str:
-        """A reshape target: at most one dynamic dimension, which becomes -1."""
+        """A reshape target; a single dynamic dimension becomes -1."""
+        if sum(not isinstance(d, int) for d in shape) > 1:
+            return self.dynamic_shape(shape, base)
         return self.const(f"{base}:shape", np.array([d if isinstance(d, int) else -1 for d in shape], np.int64))
 
     def dynamic_shape(self, shape: Sequence[Dim], base: str) -> str:
-        """A shape tensor whose batch dimensions are read from the first input at run time."""
+        """A shape tensor whose dynamic dimensions are read from the inputs at run time."""
         if all(isinstance(d, int) for d in shape):
             return self.const(f"{base}:shape", np.array(shape, np.int64))
-        source = next(n.name for n in self.graph.inputs if n.shape and n.shape[0] == "batch")
-        tensor = self.floats[source] if source in self.floats else self.codes[source]
-        size = self.op("Shape", [tensor], f"{base}:batch", start=0, end=1)
-        parts: list[str] = []
-        for i, d in enumerate(shape):
-            if isinstance(d, int):
-                parts.append(self.const(f"{base}:dim{i}", np.array([d], np.int64)))
-            elif d == "batch":
-                parts.append(size)
-            else:
-                factor = self.const(f"{base}:factor{i}", np.array([int(d.split("*")[0])], np.int64))
-                parts.append(self.op("Mul", [size, factor], f"{base}:dim{i}"))
-        return self.op("Concat", parts, f"{base}:shape", axis=0)
+        key = tuple(shape)
+        if key not in self._shapes:
+            self._shapes[key] = self.op("Concat", [self.size(d) for d in shape], "shape", axis=0)
+        return self._shapes[key]
 
     def weight(self, node: Node, binding: Binding) -> list[str]:
         """Dequantized weight and bias of an integer node; the bias scale is float32(s_x * s_w)."""

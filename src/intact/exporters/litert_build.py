@@ -14,11 +14,11 @@ from intact.arithmetic import Arithmetic, quantize
 from intact.exporters.litert_file import LiteRTOp, LiteRTTensor, schema
 from intact.exporters.litert_run import LiteRTKernels
 from intact.graph import Graph
-from intact.graph.ir import resolve_shape
 from intact.kernels import Binding
 from intact.kernels.base import activation_codes
 from intact.reference.litert.quant import Activation, Kernels, Quant, activation_range
 from intact.types import QParams
+from intact.types.dims import Sizes, resolve_shape
 
 __all__ = ["Builder", "Dialect", "Perm", "channels_last"]
 
@@ -65,7 +65,7 @@ class Builder:
         bindings: integer nodes.
         arithmetic: the target's number rules.
         dialect: the set of kernels.
-        batch: size of the dynamic dimension in the file.
+        sizes: of the free axes, the batch among them, in the file.
         tensors, ops: what the file will hold.
         places: of every edge so far, by order of axes.
         reserved: names of the file's inputs and outputs.
@@ -77,7 +77,7 @@ class Builder:
     bindings: Mapping[str, Binding]
     arithmetic: Arithmetic
     dialect: Dialect
-    batch: int
+    sizes: Sizes
     tensors: dict[str, LiteRTTensor] = field(default_factory=dict)
     ops: list[LiteRTOp] = field(default_factory=list)
     places: dict[str, dict[Perm, str]] = field(default_factory=dict)
@@ -115,7 +115,7 @@ class Builder:
 
     def shape(self, edge: str) -> tuple[int, ...]:
         """Sizes of an edge, in the graph's order."""
-        return tuple(resolve_shape(self.graph[edge].shape, self.batch))
+        return tuple(resolve_shape(self.graph[edge].shape, self.sizes))
 
     # -- operators --------------------------------------------------------------------------------
 

@@ -25,8 +25,10 @@ from intact.exporters.litert_ops import EMITTERS
 from intact.exporters.litert_run import LiteRTKernels, LiteRTModel
 from intact.exporters.onnx_build import IO, output_names
 from intact.exporters.onnx_qdq import check_path
+from intact.graph.free import free_symbols, resized
 from intact.graph.signature import check_inputs
 from intact.targets.catalog.litert import LITERT, LITERT_REFERENCE
+from intact.types.dims import BATCH, Sizes
 
 __all__ = ["LiteRTFile", "build_litert", "compare_litert", "export_litert"]
 
@@ -51,7 +53,7 @@ class LiteRTFile:
         outputs: tensor name, edge and order of axes of every output.
         codes: of each planned node, which operators compute it.
         kernels: the set that the file is written for.
-        batch: samples in a call.
+        sizes: of every free axis, the batch among them.
     """
 
     content: bytes
@@ -60,7 +62,7 @@ class LiteRTFile:
     outputs: tuple[tuple[str, str, Perm], ...]
     codes: Mapping[str, tuple[str, ...]]
     kernels: LiteRTKernels
-    batch: int
+    sizes: Sizes
 
 
 def export_litert(
@@ -72,6 +74,7 @@ def export_litert(
     outputs: IO = "float",
     layout: Layout = "torch",
     batch: int = 1,
+    sizes: Mapping[str, int] | None = None,
 ) -> Certificate:
     """Write a LiteRT file after the interpreter ran it and gave the codes of ``q`` on every edge.
 
@@ -89,6 +92,7 @@ def export_litert(
         layout: of inputs and outputs with 3 and 4 axes: as the model has them, or ``"channels_last"`` as LiteRT has
             them, without a transposition.
         batch: samples in a call; the shapes of a file are fixed.
+        sizes: of each other free axis of the model; by default those of the calibration samples.
 
     Raises:
         ExportError: before anything is written: no package ai-edge-litert, an unwritable path, a model for another
@@ -96,8 +100,8 @@ def export_litert(
     """
     target = Path(path)
     check_path(target)
-    file = build_litert(q, inputs=inputs, outputs=outputs, layout=layout, batch=batch)
-    certificate = compare_litert(q, file, build_litert(q, layout=layout, batch=batch, edges=True), data)
+    file = build_litert(q, inputs=inputs, outputs=outputs, layout=layout, batch=batch, sizes=sizes)
+    certificate = compare_litert(q, file, build_litert(q, layout=layout, batch=batch, sizes=sizes, edges=True), data)
     if not certificate.ok or certificate.outputs_differ:
         raise ExportError("the runtime gives other codes", where=certificate.first_difference,
                           got=f"{certificate.codes_differ} of {certificate.codes_compared} codes and "
@@ -128,7 +132,7 @@ def _dialect(q: QModel) -> Dialect:
 
 def build_litert(
     q: QModel, *, inputs: IO = "float", outputs: IO = "float", layout: Layout = "torch", batch: int = 1,
-    edges: bool = False,
+    sizes: Mapping[str, int] | None = None, edges: bool = False,
 ) -> LiteRTFile:
     """The file of an integer model; with ``edges`` the codes of every edge are outputs too.
 
@@ -138,7 +142,11 @@ def build_litert(
     schema()
     dialect = _dialect(q)
     results = output_names(q.graph)
-    b = Builder(q.graph, q.float_params, q.qparams, q.bindings, q.target.arithmetic, dialect, batch,
+    whole = {**check_inputs(q.graph, example_inputs(q)), BATCH: batch, **(sizes or {})}
+    if unknown := set(sizes or {}) - set(free_symbols(q.graph)):
+        raise ExportError("the model has no such free axis", got=", ".join(sorted(unknown)),
+                          allowed=", ".join(free_symbols(q.graph)) or "none", fix="the size of the batch is batch=")
+    b = Builder(q.graph, q.float_params, q.qparams, q.bindings, q.target.arithmetic, dialect, whole,
                 reserved=frozenset([*(n.name for n in q.graph.inputs), *(name for name, _ in results)]))
     made: dict[str, tuple[str, ...]] = {}
     feeds: dict[str, Perm] = {}
@@ -161,7 +169,7 @@ def build_litert(
         names += sorted({name for name, _ in places.values()} & computed - set(names))
     used = {*feeds, *names, *(i for op in b.ops for i in (*op.inputs, *op.outputs))}
     content = litert_bytes([t for t in b.tensors.values() if t.name in used], b.ops, list(feeds), names)
-    return LiteRTFile(content, places, feeds, found, made, dialect.kernels, batch)
+    return LiteRTFile(content, places, feeds, found, made, dialect.kernels, whole)
 
 
 def _outside(rank: int, layout: Layout) -> Perm:
@@ -213,18 +221,13 @@ def _output(b: Builder, name: str, edge: str, io: IO, layout: Layout) -> Perm:
 # -- the certificate ------------------------------------------------------------------------------
 
 
-def _batches(q: QModel, inputs: Mapping[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
-    """The inputs in batches of the file's size; what does not fill the last one is left out."""
-    batched = {n.name for n in q.graph.inputs if n.shape and n.shape[0] == "batch"}
-    samples = check_inputs(q.graph, inputs)
-    if not batched:
-        yield dict(inputs)
-        return
-    if samples < size:
-        raise ExportError("too few samples to compare on", got=samples, allowed=f"at least {size}",
-                          fix="pass data, or a smaller batch")
-    for start in range(0, samples - size + 1, size):
-        yield {k: v[start: start + size] if k in batched else v for k, v in inputs.items()}
+def _batches(q: QModel, inputs: Mapping[str, Tensor], sizes: Sizes) -> Iterator[dict[str, Tensor]]:
+    """The inputs in batches of the file's sizes; the last one is filled up from its start."""
+    batched = {n.name for n in q.graph.inputs if n.shape and n.shape[0] == BATCH}
+    samples, step = check_inputs(q.graph, inputs)[BATCH], sizes[BATCH]
+    for start in range(0, samples if batched else 1, step):
+        part = {k: v[start: start + step] if k in batched else v for k, v in inputs.items()}
+        yield resized(q.graph, part, sizes)
 
 
 def _back(value: np.ndarray[Any, Any], perm: Perm) -> np.ndarray[Any, Any]:
@@ -237,7 +240,7 @@ def compare_litert(q: QModel, file: LiteRTFile, twin: LiteRTFile, data: Any = No
     whole, product = (LiteRTModel(f.content, f.kernels) for f in (twin, file))
     compared = differ = outputs = outputs_differ = 0
     largest, first = 0.0, None
-    for part in _batches(q, inputs, file.batch):
+    for part in _batches(q, inputs, file.sizes):
         ours, values = _ours(q, part)
         found = whole.run(_feeds(twin, part, ours, q))
         for edge, (tensor, perm) in twin.edges.items():
@@ -258,10 +261,11 @@ def compare_litert(q: QModel, file: LiteRTFile, twin: LiteRTFile, data: Any = No
     planned, actual, missing = _kernels(q, file)
     macs: Mapping[str, int] = q.info.get("macs", {})
     done = sum(m for n, m in macs.items() if n not in missing)
+    runtime = f"LiteRT {metadata.version('ai-edge-litert')}, kernels {file.kernels.value}"
     return Certificate(
-        f"LiteRT {metadata.version('ai-edge-litert')}, kernels {file.kernels.value}", check_inputs(q.graph, inputs),
-        len(twin.edges), compared, differ, first, 0, 0, outputs, outputs_differ, largest, planned, actual,
-        tuple(missing), done / sum(macs.values()) if sum(macs.values()) else 1.0, batches=(file.batch,))
+        runtime, check_inputs(q.graph, inputs)[BATCH], len(twin.edges), compared, differ, first, 0, 0, outputs,
+        outputs_differ, largest, planned, actual, tuple(missing), done / sum(macs.values()) if macs else 1.0,
+        batches=(file.sizes[BATCH],), sizes={name: (file.sizes[name],) for name in free_symbols(q.graph)})
 
 
 def _ours(q: QModel, part: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -22,6 +22,7 @@ from intact.reference.litert.move import resize_nearest
 from intact.reference.litert.quant import Activation, Quant
 from intact.reference.litert.tables import logistic, tanh
 from intact.types import INT8, QParams
+from intact.types.dims import resolve_dim, resolve_shape
 
 __all__ = ["EMITTERS"]
 
@@ -266,7 +267,7 @@ def _max_pool(b: Builder, node: Node, binding: Binding) -> None:
 def _interpolate(b: Builder, node: Node, binding: Binding) -> None:
     x, corners = b.image(node.inputs[0]), bool(node.attrs["align_corners"])
     inner, own = b.image_result(node.name)
-    size = b.const(":size", np.array(_pair(node.attrs["size"], 1), np.int32))
+    size = b.const(":size", np.array(b.tensors[inner].shape[1:3], np.int32))
     out = inner if b.fused(binding) == "NONE" else b.like(inner, f"{inner}:unclamped", b.tensors[inner].shape)
     b.op("RESIZE_BILINEAR", [x, size], out, alignCorners=corners, halfPixelCenters=not corners)
     if out != inner:
@@ -296,7 +297,8 @@ def _slice(b: Builder, node: Node, binding: Binding) -> None:
     perm, x = b.where(node.inputs[0])
     shape = b.tensors[x].shape
     at = perm.index(a["axis"] % len(perm))
-    start, end, step = slice(a["start"], a["end"], a["step"]).indices(shape[at])
+    first, last = (resolve_dim(a[k], b.sizes) for k in ("start", "end"))
+    start, end, step = slice(first, last, a["step"]).indices(shape[at])
     begins, ends, steps = [0] * len(shape), list(shape), [1] * len(shape)
     begins[at], ends[at], steps[at] = start, end, step
     operands = [b.const(n, np.array(v, np.int32)) for n, v in ((":begin", begins), (":end", ends), (":step", steps))]
@@ -347,11 +349,11 @@ def _index_select(b: Builder, node: Node, binding: Binding) -> None:
 @_emits("interpolate_nearest")
 def _nearest(b: Builder, node: Node, binding: Binding) -> None:
     """RESIZE_NEAREST_NEIGHBOR where its index arithmetic is torch's, else places of each axis."""
-    source, size = _pair(node.attrs["source"], 1), _pair(node.attrs["size"], 1)
     x = b.image(node.inputs[0])
+    source, size = b.tensors[x].shape[1:3], _pair(resolve_shape(node.attrs["size"], b.sizes), 1)
     inner, own = b.image_result(node.name)
     grid = torch.arange(source[0] * source[1]).reshape(1, 1, *source)
-    want = MOVES["interpolate_nearest"](grid, {"source": source, "size": size}, 1)[0, 0].numpy()
+    want = MOVES["interpolate_nearest"](grid, {"size": size}, {})[0, 0].numpy()
     theirs = resize_nearest(grid.permute(0, 2, 3, 1).numpy(), *size)[0, :, :, 0]
     if np.array_equal(want, theirs):
         b.op("RESIZE_NEAREST_NEIGHBOR", [x, b.const(":size", np.array(size, np.int32))], inner)

@@ -40,7 +40,7 @@ class Instrumented:
 
 def build(q: QModel, *, inputs: IO = "float", outputs: IO = "float") -> onnx.ModelProto:
     """The ONNX model of an integer model."""
-    return _build(Builder(q.graph, q.float_params, q.qparams, q.bindings), inputs, outputs, edges=False)
+    return _build(Builder(q.graph, q.float_params, q.qparams, q.bindings, q.tables), inputs, outputs, edges=False)
 
 
 def build_float(model: FloatModel) -> onnx.ModelProto:
@@ -50,7 +50,7 @@ def build_float(model: FloatModel) -> onnx.ModelProto:
 
 def instrumented(q: QModel) -> Instrumented:
     """The ONNX model with every edge that has codes among its outputs."""
-    b = Builder(q.graph, q.float_params, q.qparams, q.bindings)
+    b = Builder(q.graph, q.float_params, q.qparams, q.bindings, q.tables)
     model = _build(b, "float", "float", edges=True)
     return Instrumented(model, _edge_tensors(b))
 

@@ -35,6 +35,16 @@ def _zeros(c: Converter, *args: Any, **options: Any) -> Value:
     return _filled(c, 0)
 
 
+@handler("aten.arange.default", "aten.arange.start", "aten.arange.start_step")
+def _arange(c: Converter, *bounds: Any, **options: Any) -> Value:
+    start, end, step = (0, bounds[0], 1) if len(bounds) == 1 else (*bounds, 1)[:3]
+    if not all(isinstance(v, (int, str)) for v in (start, end)) or not (isinstance(step, int) and step > 0):
+        raise c.error("a range that is not of whole numbers", got=bounds)
+    numbers = c.emit("arange", dtype="int64", start=start, end=end, step=step)
+    dtype = c.fake().dtype
+    return numbers if dtype == torch.int64 else c.generic("aten._to_copy.default", [numbers], {"dtype": dtype})
+
+
 @handler("aten.ones_like.default", "aten.new_ones.default", "aten.ones.default")
 def _ones(c: Converter, *args: Any, **options: Any) -> Value:
     return _filled(c, 1)
@@ -64,14 +74,15 @@ def _masked_fill(c: Converter, x: Value, mask: Value, value: Value) -> Value:
 
 
 @handler("aten.repeat.default", "aten.tile.default")
-def _repeat(c: Converter, x: Value, times: Sequence[int]) -> Value:
+def _repeat(c: Converter, x: Value, times: Sequence[Any]) -> Value:
     shape = list(c.shape_of()) if isinstance(x, Edge) else list(x.tensor.shape)
     rank = max(len(shape), len(times))
     old, counts = [1] * (rank - len(shape)) + shape, [1] * (rank - len(times)) + list(times)
-    if any(n != 1 and not isinstance(d, int) for n, d in zip(counts, old, strict=True)):
-        return _as_it_is(c, x, times)  # the batch axis is repeated
-    apart = [v for n, d in zip(counts, old, strict=True) for v in ([1, d] if n > 1 else [d])]
-    wide = [v for n, d in zip(counts, old, strict=True) for v in ([n, d] if n > 1 else [d])]
+    pairs = list(zip(counts, old, strict=True))
+    if any(n == 0 or (n != 1 and d != 1 and not (isinstance(n, int) and isinstance(d, int))) for n, d in pairs):
+        return _as_it_is(c, x, times)  # nothing is left, or the batch is a factor of a new size
+    apart = [v for n, d in pairs for v in ([1, d] if n != 1 and d != 1 else [d])]
+    wide = [v for n, d in pairs for v in ([n, d] if n != 1 and d != 1 else [n if d == 1 else d])]
     y = x if apart == shape else c.emit("reshape", [x], shape=apart)
     y = y if wide == apart else c.emit("expand", [y], shape=wide)
     final = list(c.dims(c.fake().shape))

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intact.arithmetic import accumulator_bounds, carrier_for, multiplier, requantize
+from intact.arithmetic import accumulator_bounds, carrier_for, multiplier, pairs_saturate, requantize
 from intact.arithmetic.accumulate import FLOAT32_EXACT
 from intact.errors import PlanError
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
 from intact.kernels.integer import conv_int, matmul_int
 from intact.types import QParams
+from intact.types.dims import Sizes
 
 __all__ = ["ConvKernel", "LinearKernel"]
 
@@ -39,6 +40,12 @@ class _WeightedKernel(Kernel):
         if self.bound >= limit:
             raise PlanError(f"the accumulator of {width} bits can overflow", where=binding.where,
                             got=f"{self.bound:.4g}", allowed=f"below {limit:.4g}", fix="leave this layer in float")
+        if binding.arithmetic.pair_bits == 16:
+            risky = pairs_saturate(binding.weight.codes, qx.qtype.qmax - qx.qtype.qmin)
+            if bool(risky.any()):
+                raise PlanError("two products can saturate their sum of 16 bits", where=binding.where,
+                                got=f"{int(risky.sum())} of {len(risky)} channels",
+                                fix="give this layer weights of 7 bits (Quant(weight_bits=7))")
         self.wide = self.bound >= 2**31
         #: float32 while every partial sum is below 2**24, float64 beyond it
         self.carrier = carrier_for(self.bound)
@@ -98,7 +105,7 @@ class _WeightedKernel(Kernel):
 class ConvKernel(_WeightedKernel):
     """Convolution with any stride, padding, dilation and groups; padded positions hold the zero point."""
 
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Codes (batch, out, *spatial) for codes (batch, channels, *spatial)."""
         (x,), a = xs, self.binding.attrs
         if x.is_floating_point():
@@ -124,7 +131,7 @@ class ConvKernel(_WeightedKernel):
 class LinearKernel(_WeightedKernel):
     """``x @ w.T + b`` over the last axis."""
 
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Codes (..., out) for codes (..., in)."""
         (x,) = xs
         if x.is_floating_point():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from intact.arithmetic import (
 from intact.arithmetic.litert import code_mean, mean_codes
 from intact.errors import PlanError
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
+from intact.types.dims import Sizes
 
 __all__ = ["AveragePoolKernel", "MeanKernel"]
 
@@ -32,9 +34,14 @@ __all__ = ["AveragePoolKernel", "MeanKernel"]
 def _average_multiplier(
     scale: Tensor, output_scale: Tensor, count: Tensor, arithmetic: Arithmetic, bound: float
 ) -> Multiplier:
-    """``s_x / (s_y * n)``; in float32 in this order."""
+    """``s_x / (s_y * n)``; in float32 in this order.
+
+    Where scales are powers of two, ``1 / n`` still is none: a mean then takes a fixed-point multiplier, one rounding.
+    """
     if arithmetic.requantize is Requantize.FLOAT:
         return Multiplier(scale / (output_scale * count))
+    if arithmetic.requantize is Requantize.SHIFT:
+        arithmetic = replace(arithmetic, requantize=Requantize.FIXED_POINT)
     one = torch.ones((), dtype=torch.float64, device=scale.device)
     return multiplier(scale, one, output_scale.to(torch.float64) * count.to(torch.float64), arithmetic, bound)
 
@@ -43,7 +50,7 @@ def _average_multiplier(
 class MeanKernel(Kernel):
     """``round(sum(x - z_x) * (s_x / (s_y * n))) + z_y``; as an accumulator the sum itself, scale s_x / n."""
 
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Codes with the averaged axes removed, or kept with size 1."""
         (x,), b = xs, self.binding
         (qx,) = b.inputs
@@ -78,7 +85,7 @@ class AveragePoolKernel(Kernel):
             raise PlanError("an average of codes has its operand's encoding", where=binding.where,
                             got=f"{float(binding.output.scale):g}", allowed=f"{float(binding.inputs[0].scale):g}")
 
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Codes (batch, channels, *windows)."""
         (x,), b = xs, self.binding
         if self.rule is PoolRule.DEQUANTIZED:

@@ -6,34 +6,40 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
+
+from intact.arithmetic import Requantize
 from intact.arithmetic.layer_norm import GAMMA_BITS
 from intact.errors import PlanError
 from intact.graph import PASSIVE_OPS, FloatModel, Graph, Hint, Node
 from intact.graph.attention import attention_softmaxes, scores
-from intact.graph.ir import resolve_shape
 from intact.planning.hints import hints_by_node, how_of
+from intact.planning.overflow import check_accumulators, without_saturation
 from intact.planning.plan import Coverage, Decision, Plan, Rejection, WeightSpec
-from intact.planning.recipe import Float, How, Recipe, match_rules
+from intact.planning.recipe import Float, How, Quant, Recipe, match_rules
 from intact.planning.specs import edge_specs
-from intact.targets import Output, Target, get_target
+from intact.targets import Output, Target, TargetLike, get_target
 from intact.types import PerChannel, PerTensor, QType
+from intact.types.dims import resolve_dim, resolve_shape
 
 __all__ = ["macs_of", "plan"]
 
 #: a constant that reaches below this is an additive attention mask
 MASK = -1e4
+#: what a float node does that looks up rows of codes
+_TABLE = "rows of codes"
 _OPERAND = "its operand '{}' is float"
 _STRUCTURE = frozenset({"input", "constant"})
 
 
-def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe | None = None) -> Plan:
+def plan(model: FloatModel, target: TargetLike = "onnxruntime", recipe: Recipe | None = None) -> Plan:
     """Decide what runs in integers, with which encodings, and say why the rest does not.
 
     Reads no data and changes nothing; the same arguments give the same plan.
 
     Args:
         model: a captured model.
-        target: a runtime, by name or value.
+        target: a runtime: its name, a TOML file (``"npu.toml"``), or a value.
         recipe: rules; by default 8-bit weights per channel and 8-bit activations everywhere.
 
     Raises:
@@ -60,8 +66,9 @@ def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe
     _check_hows(graph, hows, where)
     hinted = {name: hint for name, hint in hints.items() if hows[name] is wishes[name]}
     reasons = _rejected(model, where, hows, wish)
+    tables = _tables(model, hows, where)
     decisions = {
-        n.name: Decision(False, reason=reasons[n.name]) if n.name in reasons
+        n.name: Decision(False, _TABLE if n.name in tables else "", reasons[n.name]) if n.name in reasons
         else Decision(n.op not in _STRUCTURE, _kernel_name(n, where))
         for n in graph
     }
@@ -69,9 +76,12 @@ def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe
     rejections = tuple(
         Rejection(n.name, n.path, n.op, reasons[n.name]) for n in graph if n.name in reasons and n.op not in _STRUCTURE
     )
-    weights = _weights(model, decisions, hows, where)
-    return Plan(where, graph, decisions, edges, weights, rejections, _coverage(model, decisions),
-                (*model.notes, *_hint_notes(graph, hinted), *_not_exported(graph, decisions, where)), wish, hinted)
+    weights = {**{graph[n].params["weight"]: spec for n, spec in tables.items()},
+               **_weights(model, decisions, hows, where)}
+    weights, narrowed = without_saturation(model, decisions, edges, weights, hows, where)
+    check_accumulators(model, decisions, edges, weights, where)
+    notes = (*model.notes, *_hint_notes(graph, hinted), *narrowed, *_not_exported(graph, decisions, where))
+    return Plan(where, graph, decisions, edges, weights, rejections, _coverage(model, decisions), notes, wish, hinted)
 
 
 def _hint_notes(graph: Graph, hinted: Mapping[str, Hint]) -> dict[tuple[str, str], None]:
@@ -110,8 +120,10 @@ def _check_hows(graph: Graph, hows: Mapping[str, How], target: Target) -> None:
                                     ("output", how.output_bits or how.activation_bits, target.activation_bits)):
             if bits not in allowed:
                 raise PlanError(f"target '{target.name}' cannot run {bits}-bit {what}s",
-                                where=node.path or node.name, got=bits, allowed=f"{allowed[0]} to {allowed[-1]}",
+                                where=node.path or node.name, got=bits, allowed=", ".join(map(str, allowed)),
                                 fix="choose fewer bits, or target='reference' to simulate")
+        if target.arithmetic.requantize is Requantize.SHIFT:
+            _check_powers(node, how, target)
         if not isinstance(how.weight_granularity, (PerChannel, PerTensor)):
             raise PlanError(f"target '{target.name}' has no such granularity for static weights",
                             where=node.path or node.name, got=str(how.weight_granularity),
@@ -119,6 +131,15 @@ def _check_hows(graph: Graph, hows: Mapping[str, How], target: Target) -> None:
         if not how.weight_symmetric and not target.asymmetric_weights:
             raise PlanError(f"target '{target.name}' runs symmetric weights only", where=node.path or node.name,
                             fix="set weight_symmetric=True (w_symmetric=True in a layer of intact.nn)")
+
+
+def _check_powers(node: Node, how: Quant, target: Target) -> None:
+    """Scales that training moves freely, or that are given, are no powers of two."""
+    for what, quantizer in (("weight", how.weight_quantizer), ("activation", how.activation_quantizer)):
+        if quantizer in ("lsq", "lsq+", "pact", "passive"):
+            raise PlanError(f"target '{target.name}' requantizes by shifts, so that scales are powers of two",
+                            where=node.path or node.name, got=f"{what}_quantizer='{quantizer}'",
+                            allowed="tqt, observed, dorefa, gathered", fix=f"set {what}_quantizer='tqt'")
 
 
 def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How], wish: Recipe) -> dict[str, str]:
@@ -185,6 +206,8 @@ def _own_reason(node: Node, model: FloatModel, target: Target) -> str | None:
         return next((text for p, text in model.notes if p == node.path), "could not be captured")
     if not node.dtype.startswith("float"):
         return f"computes {node.dtype}, not real numbers"
+    if node.op == "embedding":
+        return "its table is kept as codes; the rows that it looks up are float"
     if node.op not in target.rules:
         return f"target '{target.name}' has no integer kernel for {node.attrs.get('target', node.op)}"
     masked = _adds_mask(node, model)
@@ -256,26 +279,28 @@ def _weights(
     model: FloatModel, decisions: Mapping[str, Decision], hows: Mapping[str, How], target: Target
 ) -> dict[str, WeightSpec]:
     specs: dict[str, tuple[WeightSpec, str]] = {}
+    powers = target.arithmetic.requantize is Requantize.SHIFT
     for node in model.graph:
         how = hows[node.name]
         if not decisions[node.name].integer or "weight" not in node.params or isinstance(how, Float):
             continue
         if node.op == "layer_norm":
             factor = WeightSpec(QType(GAMMA_BITS, signed=True, narrow=True), PerTensor(), "minmax",
-                                bias_correction=False)
+                                bias_correction=False, power_of_two=powers)
             specs.setdefault(node.params["weight"], (factor, node.path or node.name))
             continue
         qtype = QType(how.weight_bits, signed=True, narrow=how.weight_symmetric)
-        granularity = how.weight_granularity
+        granularity = how.weight_granularity if target.per_channel else PerTensor()
         if isinstance(granularity, PerChannel) and granularity.axis != 0:
             raise PlanError("weights are per output channel", where=node.path, got=str(granularity),
                             allowed="PerChannel(0)")
-        chosen: Literal["minmax", "mse"] = "minmax" if how.weight_bits >= 8 else "mse"
+        # of powers of two the next one above the largest weight may be twice too coarse
+        chosen: Literal["minmax", "mse"] = "minmax" if how.weight_bits >= 8 and not powers else "mse"
         if how.weight_observer != "auto":
             chosen = how.weight_observer
         single = model.params[node.params["weight"]][0].numel() == 1  # one weight a channel: nothing is rounded
         spec = WeightSpec(qtype, granularity, "minmax" if single else chosen, how.bias_correction,
-                          how.weight_symmetric, "observed" if single else how.weight_quantizer)
+                          how.weight_symmetric, "observed" if single else how.weight_quantizer, powers)
         name = node.params["weight"]
         if name in specs and specs[name][0] != spec:
             raise PlanError("two rules contradict each other on a shared weight", where=name,
@@ -285,17 +310,27 @@ def _weights(
     return {name: spec for name, (spec, _) in specs.items()}
 
 
+def _tables(model: FloatModel, hows: Mapping[str, How], target: Target) -> dict[str, WeightSpec]:
+    """Nodes that look up float rows: their table is kept as 8-bit codes, with a scale for each row.
+
+    One that an integer layer reads too is kept once, with that layer's codes.
+    """
+    table = WeightSpec(QType(8, signed=True, narrow=True), PerChannel(0), "minmax", bias_correction=False)
+    return {node.name: table for node in model.graph
+            if node.op == "embedding" and isinstance(hows[node.name], Quant) and 8 in target.weight_bits
+            and model.params[node.params["weight"]].dtype == torch.float32}
+
+
 def macs_of(node: Node, model: FloatModel) -> int:
-    """Multiply-accumulates of a node for one sample."""
-    shape = resolve_shape(node.shape, 1)
+    """Multiply-accumulates of a node for one sample, of the size of the example where sizes are free."""
+    shape = resolve_shape(node.shape, model.sample)
     if node.op == "matmul":
-        inner = model.graph[node.inputs[0]].shape[-1]
-        return math.prod(shape) * (inner if isinstance(inner, int) else 1)
+        return math.prod(shape) * resolve_dim(model.graph[node.inputs[0]].shape[-1], model.sample)
     if node.op not in ("conv", "conv_transpose", "linear"):
         return 0
     weight = model.params[node.params["weight"]]
     if node.op == "conv_transpose":
-        source = resolve_shape(model.graph[node.inputs[0]].shape, 1)
+        source = resolve_shape(model.graph[node.inputs[0]].shape, model.sample)
         return math.prod(source) * math.prod(weight.shape[1:])
     return math.prod(shape) * math.prod(weight.shape[1:])
 
@@ -311,6 +346,6 @@ def _coverage(model: FloatModel, decisions: Mapping[str, Decision]) -> Coverage:
         if "weight" in node.params:
             name = node.params["weight"]
             weights[name] = model.params[name].numel() * model.params[name].element_size()
-            if is_integer:
+            if is_integer or decisions[node.name].kernel == _TABLE:
                 kept.add(name)
     return Coverage(macs, integer, sum(weights.values()), sum(weights[n] for n in kept))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from intact.arithmetic import Requantize
 from intact.graph import PASSIVE_OPS, Graph, Node
 from intact.graph.attention import attention_softmaxes
 from intact.planning.plan import Decision
@@ -33,19 +34,22 @@ def edge_specs(
         rule = target.rules[node.op]
         if rule.output is Output.SHARED:
             specs[node.name] = Shared(node.inputs[0])
-        elif settings[node.name].activation_bits in rule.fixed:
-            specs[node.name] = Fixed(rule.fixed[settings[node.name].activation_bits])
-        elif target.float_operations and _keeps_accumulator(node, rule.output, read, node.name in outputs, recipe):
+        elif (prescribed := target.prescribed(node.op, settings[node.name].activation_bits)) is not None:
+            specs[node.name] = Fixed(prescribed)
+        elif target.float_operations and _keeps_accumulator(
+                graph, node, rule.output, read, node.name in outputs, recipe):
             specs[node.name] = Accumulator()
         else:
             specs[node.name] = _free(node, settings[node.name], target)
     return _joined(graph, specs, users, outputs)
 
 
-def _keeps_accumulator(node: Node, output: Output, read: bool, is_output: bool, recipe: Recipe) -> bool:
+def _keeps_accumulator(graph: Graph, node: Node, output: Output, read: bool, is_output: bool, recipe: Recipe) -> bool:
     """The accumulator is kept where no integer operation reads it and no activation is folded into it."""
     if output is not Output.FREE_OR_ACCUMULATOR or read or "activation" in node.attrs:
         return False
+    if node.op == "mean" and any(not isinstance(graph[node.inputs[0]].shape[a], int) for a in node.attrs["axes"]):
+        return False  # its scale is that of the sum divided by a count that is not known
     return not (is_output and recipe.quantized_outputs)
 
 
@@ -105,7 +109,8 @@ def _free(node: Node, how: Quant, target: Target) -> Free:
         or target.symmetric_activations or how.activation_bits >= target.symmetric_from
     )
     return Free(qtype, symmetric=symmetric, observer=how.activation_observer, clip=clip,
-                quantizer=how.activation_quantizer)
+                quantizer=how.activation_quantizer,
+                power_of_two=target.arithmetic.requantize is Requantize.SHIFT)
 
 
 def _joined(

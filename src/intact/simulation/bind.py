@@ -13,7 +13,7 @@ from intact.arithmetic.layer_norm import normalized_limit
 from intact.errors import CalibrationError
 from intact.graph import Graph, Node
 from intact.kernels import KERNELS, Binding, Kernel, operand_scale
-from intact.observers import weight_qparams
+from intact.observers import next_power_of_two
 from intact.planning import Plan
 from intact.types import INT32, Accumulator, PerChannel, PerTensor, QParams, QTensor
 
@@ -25,11 +25,12 @@ _SMALLEST = 2.0**-120  # products of scales stay normal float32 numbers
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """Kernels and parameters of every edge, and what had to be adjusted on the way."""
+    """Kernels, parameters of every edge, tables that float nodes look rows up in, and what had to be adjusted."""
 
     kernels: Mapping[str, Kernel]
     qparams: Mapping[str, QParams]
     weights: Mapping[str, QTensor]
+    tables: Mapping[str, QTensor]
     notes: tuple[tuple[str, str], ...] = field(default=())
 
 
@@ -80,7 +81,8 @@ def bind(
         binding = Binding(node.op, node.attrs, inputs, known[node.name], plan.target.arithmetic, weight, bias,
                           where=node.path or node.name)
         kernels[node.name] = KERNELS[node.op](binding)
-    return Bound(kernels, known, weights, tuple(notes))
+    tables = {n.name: weights[n.params["weight"]] for n in graph if plan.is_table(n)}
+    return Bound(kernels, known, weights, tables, tuple(notes))
 
 
 def _quantized_weights(
@@ -90,7 +92,9 @@ def _quantized_weights(
     """One quantized tensor for each storage, whose scales suit every layer that reads it."""
     readers: dict[str, list[Node]] = {}
     for node in plan.graph:
-        if plan.decisions[node.name].integer and "weight" in node.params:
+        if plan.is_table(node):
+            readers.setdefault(node.params["weight"], [])
+        elif plan.decisions[node.name].integer and "weight" in node.params:
             readers.setdefault(node.params["weight"], []).append(node)
     result = {}
     for name, nodes in readers.items():
@@ -98,36 +102,37 @@ def _quantized_weights(
         if not bool(torch.isfinite(weight).all()):
             raise CalibrationError("a weight is not finite", where=name,
                                    got=f"{int((~torch.isfinite(weight)).sum())} values")
-        found = trained.get(name) or weight_qparams(
-            weight, spec.qtype, spec.granularity, method=spec.observer, symmetric=spec.symmetric
-        )
-        floor = _scale_floor(nodes, params, qparams, found)
+        found = trained.get(name) or spec.qparams(weight)
+        floor = _scale_floor(nodes, params, qparams, found, plan.target.arithmetic, spec.power_of_two)
         raised = found.scale < floor
         if bool(raised.any()):
-            notes.append((name, f"scale of {int(raised.sum())} channel(s) raised so that the int32 bias and the "
+            notes.append((name, f"scale of {int(raised.sum())} channel(s) raised so that the bias and the "
                                 "multiplier can be expressed"))
             found = replace(found, scale=torch.maximum(found.scale, floor))
-        kernels = not nearest and all(n.op == "conv" for n in nodes)
+        kernels = not nearest and bool(nodes) and all(n.op == "conv" for n in nodes)
         result[name] = quantize_kernel_weight(weight, found) if kernels else quantize_weight(weight, found)
     return result
 
 
 def _scale_floor(
-    nodes: list[Node], params: Mapping[str, Tensor], qparams: Mapping[str, QParams], found: QParams
+    nodes: list[Node], params: Mapping[str, Tensor], qparams: Mapping[str, QParams], found: QParams,
+    arithmetic: Arithmetic, powers: bool,
 ) -> Tensor:
-    """The smallest weight scale with which bias codes fit in int32 and products of scales are normal floats."""
+    """The smallest weight scale with which bias codes take half an accumulator, and products of scales are normal."""
     floor = torch.zeros_like(found.scale)
     for node in nodes:
+        limit = _BIAS_LIMIT if node.op == "layer_norm" else min(_BIAS_LIMIT, arithmetic.accumulator_limit / 2)
         sx = operand_scale(node.op, node.attrs, qparams[node.inputs[0]]).to(torch.float64)
         sy = qparams[node.name].scale.to(torch.float64) if node.name in qparams else torch.tensor(1.0)
         need = torch.full(found.scale.shape, _SMALLEST, dtype=torch.float64) * torch.clamp(sy, min=1.0) / sx
         if "bias" in node.params:
             bias = params[node.params["bias"]].detach().to(torch.float64).abs()
             bias = bias if found.scale.ndim else bias.max()
-            need = torch.maximum(need, bias / (sx * _BIAS_LIMIT))
+            need = torch.maximum(need, bias / (sx * limit))
         # one part in a million above, so that rounding to float32 cannot fall below
         floor = torch.maximum(floor, (need * (1 + 1e-6)).to(torch.float32))
-    return floor.clamp(min=torch.finfo(torch.float32).tiny)
+    floor = floor.clamp(min=torch.finfo(torch.float32).tiny)
+    return next_power_of_two(floor) if powers else floor
 
 
 def _bias_codes(
@@ -148,15 +153,17 @@ def _bias_codes(
                                got=float(scale.max()), fix="leave this layer in float")
     granularity = PerChannel(0) if scale.ndim else PerTensor()
     q = QParams(scale, torch.zeros(scale.shape, dtype=torch.int32), INT32, granularity)
-    if node.op == "layer_norm":
-        bounds = weight.codes.to(torch.float64).abs() * normalized_limit(weight.codes.numel())
+    limit = arithmetic.accumulator_limit
+    if node.op == "layer_norm":  # no accumulator of products: its sums have 32 bits everywhere
+        bounds, limit = weight.codes.to(torch.float64).abs() * normalized_limit(weight.codes.numel()), 2.0**31
     else:
         bounds = accumulator_bounds(weight.centred(), int(qx.zero_point), qx.qtype.qmin, qx.qtype.qmax)
-    room = (2.0**31 - 1 - bounds).clamp(min=0.0) if arithmetic.accumulator_bits == 32 else bounds * 0 + 2.0**31 - 1
+    room = (limit - 1 - bounds).clamp(min=0.0, max=2.0**31 - 1)
     codes = quantize_weight(bias, q).codes.to(torch.float64)
     limited = codes.clamp(min=-room, max=room)
     if not torch.equal(limited, codes):
-        notes.append((node.params["bias"], f"{int((limited != codes).sum())} bias code(s) limited to int32"))
+        notes.append((node.params["bias"], f"{int((limited != codes).sum())} bias code(s) limited to "
+                                             f"what {min(32, arithmetic.accumulator_bits)} bits leave"))
     return limited.to(torch.int32)
 
 
