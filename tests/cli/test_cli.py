@@ -193,6 +193,14 @@ def test_export(integer: Path) -> None:
     assert (session.get_inputs()[0].type, session.get_outputs()[0].type) == ("tensor(uint8)", "tensor(uint8)")
 
 
+def test_export_for_litert(integer: Path) -> None:
+    assert "target='litert'" in refused("export", "net.intact", "net.tflite")
+    assert run("quantize", "cli_models:net", "x.npy", "-o", "lite.intact", "--target", "litert_reference").code == 0
+    result = run("export", "lite.intact", "net.tflite")
+    assert result.code == 0 and "integer operations: 0 of" in result.out and "BUILTIN_REF" in result.out, result.err
+    assert Path("net.tflite").read_bytes()[4:8] == b"TFL3"
+
+
 @pytest.mark.parametrize(("batch", "dynamic"), [(3, True), (1, False)])
 def test_exported_program(folder: Path, batch: int, dynamic: bool) -> None:
     program("net.pt2", batch, dynamic)

@@ -185,6 +185,28 @@ def test_a_model_for_another_runtime(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_free_axis_has_one_size_in_the_file() -> None:
+    net, x = nn.Sequential(nn.Conv1d(3, 5, 3), nn.ReLU(), nn.AvgPool1d(2), nn.Conv1d(5, 2, 1)), torch.randn(8, 3, 21)
+    fm = intact.capture(net, x, dynamic={"input": {2: "length"}})
+    qfloat = intact.calibrate(intact.prepare(fm, intact.plan(fm, target="litert")), [x])
+    q = intact.convert(qfloat)
+    for sizes, length in ((None, 21), ({"length": 40}, 40)):
+        certificate = certified(q, x, sizes=sizes)
+        assert certificate.clean and certificate.sizes == {"length": (length,)}
+
+
+def test_averages_are_on_their_operands_grid_in_training() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(16, 3, 8, 8)
+    fm = intact.capture(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(2), nn.UpsamplingBilinear2d(scale_factor=2)), x)
+    qfloat = intact.calibrate(intact.prepare(fm, intact.plan(fm, target="litert")), [x])
+    scale = float(qfloat.bound.qparams[qfloat.plan.graph.outputs[0]].scale)
+    y = qfloat.train()(x)
+    assert y.requires_grad
+    steps = y.detach() / scale
+    assert torch.allclose(steps, steps.round(), atol=1e-3)  # values of codes, in float32
+
+
 def test_names_that_clash() -> None:
     class Clash(nn.Module):
         def forward(self, output: Tensor, shape: Tensor) -> Tensor:
