@@ -82,6 +82,7 @@ class Builder:
     ops: list[LiteRTOp] = field(default_factory=list)
     places: dict[str, dict[Perm, str]] = field(default_factory=dict)
     reserved: frozenset[str] = frozenset()
+    _origins: dict[str, str] = field(default_factory=dict)
     _made: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
     # -- tensors ----------------------------------------------------------------------------------
@@ -135,13 +136,15 @@ class Builder:
     def reshape(self, source: str, shape: Sequence[int], base: str = "") -> str:
         """RESHAPE; no operator where the shape is the same, the same tensor for the same question."""
         shape = tuple(int(d) for d in shape)
-        if self.tensors[source].shape == shape:
-            return source
+        for name in (source, self._origins.get(source)):
+            if name is not None and self.tensors[name].shape == shape:
+                return name
         key = ("reshape", source, shape)
         if key not in self._made:
             to = self.const(":shape", np.array(shape, np.int32))
             self._made[key] = self.op("RESHAPE", [source, to], self.like(source, base or f"{source}:reshaped", shape),
                                       newShape=np.array(shape, np.int32))
+            self._origins[self._made[key]] = source
         return self._made[key]
 
     def transpose(self, source: str, axes: Sequence[int], base: str = "") -> str:
@@ -259,6 +262,16 @@ class Builder:
             shape = self.tensors[output].shape
             self.op("RESHAPE", [source, self.const(":shape", np.array(shape, np.int32))], output,
                     newShape=np.array(shape, np.int32))
+            self._origins[output] = source
+
+    def pruned(self, outputs: Sequence[str]) -> list[LiteRTOp]:
+        """The operators that something needs."""
+        needed, kept = set(outputs), []
+        for op in reversed(self.ops):
+            if needed & set(op.outputs):
+                needed.update(op.inputs)
+                kept.append(op)
+        return kept[::-1]
 
     # -- tables -----------------------------------------------------------------------------------
 

@@ -167,8 +167,9 @@ def build_litert(
     if edges:
         computed = {o for op in b.ops for o in op.outputs}
         names += sorted({name for name, _ in places.values()} & computed - set(names))
-    used = {*feeds, *names, *(i for op in b.ops for i in (*op.inputs, *op.outputs))}
-    content = litert_bytes([t for t in b.tensors.values() if t.name in used], b.ops, list(feeds), names)
+    ops = b.pruned(names)
+    used = {*feeds, *names, *(i for op in ops for i in (*op.inputs, *op.outputs))}
+    content = litert_bytes([t for t in b.tensors.values() if t.name in used], ops, list(feeds), names)
     return LiteRTFile(content, places, feeds, found, made, dialect.kernels, whole)
 
 

@@ -278,10 +278,38 @@ def _interpolate(b: Builder, node: Node, binding: Binding) -> None:
 # -- moves ----------------------------------------------------------------------------------------
 
 
+def _factors(source: Sequence[int], shape: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Axes of a reshape that are split and merged among themselves, as (axes before, axes after), in order."""
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(source) and j < len(shape):
+        before, after, have, want = [i], [j], source[i], shape[j]
+        i, j = i + 1, j + 1
+        while have != want:
+            if have < want:
+                have, i = have * source[i], i + 1
+                before.append(i - 1)
+            else:
+                want, j = want * shape[j], j + 1
+                after.append(j - 1)
+        groups.append((before, after))
+    groups = groups or [([], [])]
+    groups[-1][0].extend(range(i, len(source)))  # of size 1
+    groups[-1][1].extend(range(j, len(shape)))
+    return groups
+
+
 @_emits("reshape")
 def _reshape(b: Builder, node: Node, binding: Binding) -> None:
-    shape = b.shape(node.name)
-    b.put(node.name, tuple(range(len(shape))), b.reshape(b.plain(node.inputs[0]), shape, node.name))
+    """Each group of axes that are split or merged stays where it lies in memory; only its own order is restored."""
+    source, shape = b.shape(node.inputs[0]), b.shape(node.name)
+    perm = b.where(node.inputs[0])[0]
+    groups = _factors(source, shape)
+    if len(groups) > 1:
+        groups.sort(key=lambda g: min(perm.index(a) for a in ([a for a in g[0] if source[a] > 1] or g[0])))
+    x = b.get(node.inputs[0], tuple(a for before, _ in groups for a in before))
+    after = tuple(a for _, axes in groups for a in axes)
+    b.put(node.name, after, b.reshape(x, [shape[a] for a in after], node.name))
 
 
 @_emits("permute")
