@@ -20,7 +20,7 @@ from intact.engine import QModel, convert
 from intact.engine import load as _load_integer
 from intact.engine import save as _save_integer
 from intact.errors import CalibrationError, CaptureError, ExportError, IntactError, PlanError
-from intact.exporters import Certificate, export_onnx, float_onnx, latencies
+from intact.exporters import Certificate, export_c, export_onnx, float_onnx, latencies
 from intact.graph import FloatModel
 from intact.graph.attention import attention_softmaxes
 from intact.graph.capture import capture as _capture_module
@@ -236,7 +236,7 @@ def _first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, Iterable[
 
 
 #: format (and suffix) to what writes it
-EXPORTERS: dict[str, Callable[..., Certificate]] = {"onnx": export_onnx}
+EXPORTERS: dict[str, Callable[..., Certificate]] = {"c": export_c, "onnx": export_onnx}
 
 
 def export(q: QModel, path: str | Path, *, format: str | None = None, **options: Any) -> Certificate:
@@ -244,10 +244,12 @@ def export(q: QModel, path: str | Path, *, format: str | None = None, **options:
 
     Args:
         q: an integer model.
-        path: the file to write; ``.onnx`` is ONNX with QuantizeLinear and DequantizeLinear.
-        format: instead of the suffix: ``"onnx"``.
+        path: the file to write; ``.onnx`` is ONNX with QuantizeLinear and DequantizeLinear, ``.c`` is C99 of integers
+            (of a model for a target such as ``fixed_point``), with a header and a test beside it.
+        format: instead of the suffix: ``"onnx"`` or ``"c"``.
         **options: of the format; for ONNX those of :func:`intact.exporters.export_onnx`: ``data``, ``inputs`` and
-            ``outputs`` (``"float"`` or ``"codes"``), ``external_data``.
+            ``outputs`` (``"float"`` or ``"codes"``), ``external_data``; for C those of
+            :func:`intact.exporters.export_c`: ``data``, ``compiler``.
 
     Returns:
         The parity certificate, which is also stored beside the file.
@@ -264,7 +266,7 @@ def export(q: QModel, path: str | Path, *, format: str | None = None, **options:
     kind = format or Path(path).suffix.lstrip(".")
     if kind not in EXPORTERS:
         raise ExportError("unknown export format", where=str(path), got=kind or "no suffix",
-                          allowed=", ".join(EXPORTERS), fix="name the file *.onnx, or pass format='onnx'")
+                          allowed=", ".join(EXPORTERS), fix="name the file *.onnx or *.c, or pass format=")
     return EXPORTERS[kind](q, path, **options)
 
 

@@ -1,7 +1,8 @@
 """Files for runtimes, each checked against the runtime before it is handed over."""
 
+from intact.exporters.c_export import export_c
 from intact.exporters.certificate import Certificate
 from intact.exporters.onnx_qdq import export_onnx, float_onnx
 from intact.exporters.runtime import latencies
 
-__all__ = ["Certificate", "export_onnx", "float_onnx", "latencies"]
+__all__ = ["Certificate", "export_c", "export_onnx", "float_onnx", "latencies"]

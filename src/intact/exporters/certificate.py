@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from intact.exporters.runtime import Array, open_session, optimised_nodes
 from intact.graph.ir import resolve_shape
 from intact.graph.signature import check_inputs, split_batch
 
-__all__ = ["Certificate", "certify"]
+__all__ = ["Certificate", "certify", "example_inputs", "named_inputs"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Certificate:
         kernels_planned, kernels_actual: integer kernels by name, in the plan and in the optimised graph.
         not_fused: planned nodes that the runtime does not run as planned.
         integer_mac_share: share of multiply-accumulates in the integer kernels of the optimised graph.
+        checked: False if there was nothing to run the file with; it was written all the same.
+        memory: bytes by what they are for, where the exporter plans memory.
     """
 
     runtime: str
@@ -59,11 +61,13 @@ class Certificate:
     kernels_actual: dict[str, int]
     not_fused: tuple[str, ...]
     integer_mac_share: float
+    checked: bool = True
+    memory: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
-        """No code of an integer operation differs."""
-        return self.codes_differ == 0
+        """No code of an integer operation differs, and that was looked at."""
+        return self.checked and self.codes_differ == 0
 
     @property
     def clean(self) -> bool:
@@ -75,8 +79,12 @@ class Certificate:
         return json.dumps({"format": "intact-certificate", "version": 1, **asdict(self)}, indent=2, sort_keys=True)
 
     def __str__(self) -> str:
+        memory = [f"  {what}: {size:,} bytes" for what, size in self.memory.items()]
+        if not self.checked:
+            return "\n".join([f"NOT CHECKED ({self.runtime})", *memory])
+        batches = "" if self.memory else " and batches of 1 and 3"
         lines = [
-            f"Parity certificate ({self.runtime}, {self.samples} samples and batches of 1 and 3)",
+            f"Parity certificate ({self.runtime}, {self.samples} samples{batches})",
             f"  integer operations: {self.codes_differ} of {self.codes_compared:,} codes differ on {self.edges} edges",
             f"  after float operations: {self.float_codes_differ} of {self.float_codes_compared:,} codes differ",
             f"  outputs: {self.outputs_differ} of {self.outputs_compared:,} values differ"
@@ -88,6 +96,7 @@ class Certificate:
             lines.append(f"  first difference: {self.first_difference}")
         if self.not_fused:
             lines.append(f"  not run as planned: {', '.join(self.not_fused)}")
+        lines += memory
         return "\n".join(lines)
 
 
@@ -108,7 +117,7 @@ def certify(
     q: QModel, instrumented: Instrumented, path: Path, data: Any, float_io: bool
 ) -> Certificate:
     """Run the written file and its instrumented twin, and compare every edge and every output."""
-    inputs = _named(q, data) if data is not None else example_inputs(q)
+    inputs = named_inputs(q, data) if data is not None else example_inputs(q)
     size = check_inputs(q.graph, inputs)
     counts = _Counts()
     twin, product = open_session(instrumented.model), open_session(path) if float_io else None
@@ -125,7 +134,7 @@ def certify(
     )
 
 
-def _named(q: QModel, data: Any) -> dict[str, Tensor]:
+def named_inputs(q: QModel, data: Any) -> dict[str, Tensor]:
     """Inputs by edge name: as they are given, or those of a batch."""
     names = {node.name for node in q.graph.inputs}
     if isinstance(data, Mapping) and data.keys() == names:

@@ -17,7 +17,7 @@ from intact.exporters.onnx_build import IO, build, build_float, instrumented
 from intact.exporters.onnx_float import unsupported
 from intact.graph import FloatModel, Node
 
-__all__ = ["build", "export_onnx", "float_onnx"]
+__all__ = ["build", "check_path", "export_onnx", "float_onnx"]
 
 _EXTERNAL_ABOVE = 1_800_000_000  # protobuf refuses 2 GiB
 
@@ -51,7 +51,7 @@ def export_onnx(
             differ.
     """
     target = Path(path)
-    _check_path(target)
+    check_path(target)
     _check_exportable(q)
     model = build(q, inputs=inputs, outputs=outputs)
     external = external_data if external_data is not None else _size(model) > _EXTERNAL_ABOVE
@@ -78,14 +78,19 @@ def float_onnx(model: FloatModel, path: str | Path) -> Path:
         ExportError: if an operation has no ONNX form.
     """
     target = Path(path)
-    _check_path(target)
+    check_path(target)
     _refuse_unsupported(list(model.graph))
     proto = build_float(model)
     _write(proto, target, _size(proto) > _EXTERNAL_ABOVE)
     return target
 
 
-def _check_path(path: Path) -> None:
+def check_path(path: Path) -> None:
+    """Refuse a file that could not be written.
+
+    Raises:
+        ExportError: saying why.
+    """
     if path.is_dir():
         raise ExportError("the output path is a directory", where=str(path), fix="give a file name")
     folder = path.parent
