@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,16 +122,19 @@ def _certify(program: CProgram, folder: Path, stem: str, compiler: str | None,
     outputs = run_samples(binary, program, wanted)
     run_samples(traced, program, wanted)
     edges = read_trace(folder, program, len(wanted))
-    compared = differ = 0
-    first = None
-    for want, found in zip(wanted, edges, strict=True):
-        for edge, codes in found.items():
-            wrong = int((codes.to(torch.int64) != want[edge].to(torch.int64)).sum())
-            compared, differ = compared + codes.numel(), differ + wrong
+    compared, differ, first = _differing(wanted, edges)
+    total, wrong, output = _differing(wanted, outputs)
+    return replace(blank, runtime=f"{compiler_version(compiler)}, -std=c99 -O2", edges=len(program.traced),
+                   codes_compared=compared, codes_differ=differ, first_difference=first or output,
+                   outputs_compared=total, outputs_differ=wrong, kernels_actual=planned, checked=True)
+
+
+def _differing(wanted: list[dict[str, Tensor]], found: list[dict[str, Tensor]]) -> tuple[int, int, str | None]:
+    """Codes compared, codes that differ, and the first edge with one."""
+    compared, differ, first = 0, 0, None
+    for want, codes in zip(wanted, found, strict=True):
+        for edge, values in codes.items():
+            wrong = int((values.to(torch.int64) != want[edge].to(torch.int64)).sum())
+            compared, differ = compared + values.numel(), differ + wrong
             first = first or (f"edge '{edge}'" if wrong else None)
-    wrong = sum(int((found[k].to(torch.int64) != want[k].to(torch.int64)).sum())
-                for want, found in zip(wanted, outputs, strict=True) for k in found)
-    total = sum(c.numel() for found in outputs for c in found.values())
-    return Certificate(f"{compiler_version(compiler)}, -std=c99 -O2", len(wanted), len(program.traced), compared,
-                       differ, first or ("the outputs" if wrong else None), 0, 0, total, wrong, 0.0, planned, planned, (), 1.0,
-                       memory=memory)
+    return compared, differ, first

@@ -15,7 +15,7 @@ from intact.exporters.c_names import comment
 from intact.exporters.c_program import CProgram, Port
 from intact.types import QParams
 
-__all__ = ["header", "source", "vector_program", "unpacked"]
+__all__ = ["header", "source", "unpacked", "vector_program"]
 
 
 def source(program: CProgram, stem: str) -> str:
@@ -243,9 +243,9 @@ def vector_program(program: CProgram, stem: str, inputs: Sequence[Mapping[str, T
         "WRITE": "\n            && ".join(f"fwrite({g}, sizeof {g}, 1, out) == 1" for g in got),
         "TOTAL": " + ".join(str(p.size) for p in program.outputs), "PREFIX": prefix, "UPPER": prefix.upper(),
     }
-    about = (f"/* {comment(stem)}_test.c: samples with the codes that they must give. Without arguments it returns 0 if\n"
-             "   they do; with two, it runs a file of input codes, sample by sample, and writes the output codes to\n"
-             "   the other. */")
+    about = (f"/* {comment(stem)}_test.c: samples with the codes that they must give. Without arguments it returns\n"
+             "   0 if they do; with two, it runs a file of input codes, sample by sample, and writes the output codes\n"
+             "   to the other. */")
     text = "\n".join([about, "#include <stdio.h>", "", f'#include "{stem}.h"', "", *declared]) + _TRACE + _TEST
     return re.sub(r"@([A-Z_]+)@", lambda found: words[found[1]], text)
 
