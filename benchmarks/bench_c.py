@@ -99,7 +99,7 @@ class _Library:
             for name, text in (("conv2d_s8_s8", CONV), ("depthwise2d_s8_s8", DEPTHWISE)):
                 if name in functions:
                     functions[name] = text
-            for name in ("centre_s8", "column_s8", "dot", "channels_s8"):
+            for name in ("centre_s8", "column_s8", "dot", "channels_s8", "tap_s8", "separate"):
                 functions.pop(name, None)
         (folder / f"{stem}.c").write_text(source(self.program, stem))
         (folder / f"{stem}.h").write_text(header(self.program, stem))
@@ -128,10 +128,10 @@ def measure(name: str, compiler: str, turns: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         ours, plain = (_Library(folder, compiler, q, stem, plain=stem == "plain") for stem in ("net", "plain"))
-        times = interleaved([ours, plain], turns)
+        times = interleaved({"ours": ours, "plain": plain}, turns)
         assert np.array_equal(ours.output, plain.output)
     program, weights = ours.program, ours.program.builder.weight_bytes
-    return {"ours_ms": 1e3 * median(times[0]), "plain_ms": 1e3 * median(times[1]), "ours_over_plain": ratio(*times),
+    return {"ours_ms": 1e3 * median(times["ours"]), "plain_ms": 1e3 * median(times["plain"]), "ours_over_plain": ratio(times["ours"], times["plain"]),
             "weights_bytes": weights, "constants_over_weights": program.builder.constant_bytes / weights,
             "flash_over_weights": ours.size / weights, "arena_bytes": program.arena,
             "arena_over_live": program.arena / program.live}

@@ -238,11 +238,11 @@ class CBuilder:
         if self.q.target.arithmetic.requantize is Requantize.SHIFT:  # m0 is a power of two
             shift = shift - torch.tensor([int(v).bit_length() - 1 for v in m0])
         fields: dict[str, object] = {"m0": int(m0[0]), "shift": int(shift[0])}
-        if channels:
-            fields = {"m0": self.array("m0", m0.expand(channels), "s32"),
-                      "shift": self.array("shift", shift.expand(channels), "s8")}
         if self.q.target.arithmetic.requantize is Requantize.SHIFT:
             del fields["m0"]
+        if channels:
+            arrays = {"m0": (m0, "s32"), "shift": (shift, "s8")}
+            fields = {k: self.array(k, arrays[k][0].expand(channels), arrays[k][1]) for k in fields}
         return fields
 
     # -- constants --------------------------------------------------------------------------

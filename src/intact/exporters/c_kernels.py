@@ -11,6 +11,15 @@ from intact.exporters.c_arithmetic import Snippet
 
 __all__ = ["KERNEL_SNIPPETS"]
 
+_SEPARATE = """
+/* the innermost loops: gcc 12 vectorizes them at -O2 if it does not inline them */
+#ifdef __GNUC__
+#define SEPARATE __attribute__((noinline))
+#else
+#define SEPARATE
+#endif
+"""
+
 _CONV = """
 /* A convolution, or a linear layer (a 1 x 1 convolution over its rows). Channels are last in memory. */
 struct conv {
@@ -32,7 +41,7 @@ static int32_t finish(const struct conv *p, int32_t sum, int32_t o)
 """
 
 _CENTRE = """
-static void centre_$x(const $X *restrict x, int32_t n, int32_t zero, int16_t *restrict y)
+static SEPARATE void centre_$x(const $X *restrict x, int32_t n, int32_t zero, int16_t *restrict y)
 {
     const uint32_t count = (uint32_t)n, full = count & ~15u;
     uint32_t i;
@@ -69,7 +78,7 @@ static void column_$x(const struct conv *p, const $X *x, int32_t pixel, int32_t 
 """
 
 _DOT = """
-static int32_t dot(const int16_t *a, const int8_t *w, uint32_t n)
+static SEPARATE int32_t dot(const int16_t *a, const int8_t *w, uint32_t n)
 {
     const uint32_t full = n & ~15u;
     int32_t sum = 0;
@@ -84,7 +93,7 @@ static int32_t dot(const int16_t *a, const int8_t *w, uint32_t n)
 }
 
 /* two columns by two rows of weights: every number that is read is used twice */
-static void dot_2x2(const int16_t *a, const int16_t *b, const int8_t *v, const int8_t *w, uint32_t n, int32_t *sum)
+static SEPARATE void dot_2x2(const int16_t *a, const int16_t *b, const int8_t *v, const int8_t *w, uint32_t n, int32_t *sum)
 {
     const uint32_t full = n & ~15u;
     int32_t av = 0, aw = 0, bv = 0, bw = 0;
@@ -156,11 +165,28 @@ static void conv2d_${x}_$y(const struct conv *p, const $X *x, $Y *y, int16_t *co
 }
 """
 
+_LANES = """
+/* one tap of 16 channels, or fewer */
+static SEPARATE void tap_$x(const $X *x, const int8_t *weight, int32_t zero, int32_t lanes, int32_t *restrict sum)
+{
+    int32_t k;
+    if (lanes == 16) {
+        for (k = 0; k < 16; k++) {
+            sum[k] += (x[k] - zero) * weight[k];
+        }
+    } else {
+        for (k = 0; k < lanes; k++) {
+            sum[k] += (x[k] - zero) * weight[k];
+        }
+    }
+}
+"""
+
 _DEPTHWISE = """
 /* every channel for itself, 16 of them at a time */
 static void depthwise2d_${x}_$y(const struct conv *p, const $X *x, $Y *y)
 {
-    const int32_t pixels = p->out_h * p->out_w, zero = p->in_zero;
+    const int32_t pixels = p->out_h * p->out_w;
     int32_t n, pixel, c, i, j, k, sum[16];
     for (n = 0; n < p->batch; n++) {
         for (pixel = 0; pixel < pixels; pixel++) {
@@ -173,20 +199,9 @@ static void depthwise2d_${x}_$y(const struct conv *p, const $X *x, $Y *y)
                     const int32_t row = top + i * p->dilation_h;
                     for (j = 0; j < p->kernel_w; j++) {
                         const int32_t col = left + j * p->dilation_w;
-                        const int8_t *weight = p->weight + (i * p->kernel_w + j) * p->in_c + c;
-                        const $X *from;
-                        if (row < 0 || row >= p->in_h || col < 0 || col >= p->in_w) {
-                            continue;
-                        }
-                        from = x + (row * p->in_w + col) * p->in_c + c;
-                        if (lanes == 16) {
-                            for (k = 0; k < 16; k++) {
-                                sum[k] += (from[k] - zero) * weight[k];
-                            }
-                        } else {
-                            for (k = 0; k < lanes; k++) {
-                                sum[k] += (from[k] - zero) * weight[k];
-                            }
+                        if (row >= 0 && row < p->in_h && col >= 0 && col < p->in_w) {
+                            tap_$x(x + (row * p->in_w + col) * p->in_c + c,
+                                   p->weight + (i * p->kernel_w + j) * p->in_c + c, p->in_zero, lanes, sum);
                         }
                     }
                 }
@@ -371,12 +386,14 @@ static void matmul${wide}_${a}_${b}_$y(const struct matmul *p, const $A *a, cons
 #: name -> text and what it needs; names and needs hold the same ``$x``, ``$y`` as the text
 KERNEL_SNIPPETS: dict[str, Snippet] = {
     "conv": Snippet(_CONV, ("requantize",)),
-    "centre_$x": Snippet(_CENTRE),
+    "separate": Snippet(_SEPARATE),
+    "centre_$x": Snippet(_CENTRE, ("separate",)),
     "column_$x": Snippet(_COLUMN, ("conv", "centre_$x")),
-    "dot": Snippet(_DOT),
+    "dot": Snippet(_DOT, ("separate",)),
     "channels_$y": Snippet(_CONV2D, ("conv", "dot")),
     "conv2d_${x}_$y": Snippet(_CONV2D_XY, ("column_$x", "channels_$y")),
-    "depthwise2d_${x}_$y": Snippet(_DEPTHWISE, ("conv",)),
+    "tap_$x": Snippet(_LANES, ("separate",)),
+    "depthwise2d_${x}_$y": Snippet(_DEPTHWISE, ("conv", "tap_$x")),
     "pool": Snippet(_POOL),
     "max_pool_$x": Snippet(_MAX_POOL, ("pool",)),
     "average": Snippet(_AVERAGE_POOL, ("pool", "requantize")),

@@ -126,7 +126,7 @@ def _reserved(stem: str) -> list[str]:
              for w in ("", "_wide")]
     functions = [*KERNEL_SNIPPETS, *MOVE_SNIPPETS, *arithmetic_snippets(_ANY_FIXED)]
     made = {Template(f).safe_substitute(t) for f in functions for t in types}
-    return [*sorted(made), identifier(stem), "finish", "dot_2x2", "place", "next", "axes", "arena", "edge"]
+    return [*sorted(made), identifier(stem), "finish", "dot_2x2", "place", "next", "axes", "arena", "edge", "separate"]
 
 
 def _inputs(b: CBuilder) -> tuple[Port, ...]:
