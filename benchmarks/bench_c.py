@@ -131,8 +131,8 @@ def measure(name: str, compiler: str, turns: int) -> dict[str, Any]:
         times = interleaved({"ours": ours, "plain": plain}, turns)
         assert np.array_equal(ours.output, plain.output)
     program, weights = ours.program, ours.program.builder.weight_bytes
-    return {"ours_ms": 1e3 * median(times["ours"]), "plain_ms": 1e3 * median(times["plain"]), "ours_over_plain": ratio(times["ours"], times["plain"]),
-            "weights_bytes": weights, "constants_over_weights": program.builder.constant_bytes / weights,
+    return {"ours_ms": 1e3 * median(times["ours"]), "plain_ms": 1e3 * median(times["plain"]),
+            "ours_over_plain": ratio(times["ours"], times["plain"]), "weights_bytes": weights, "constants_over_weights": program.builder.constant_bytes / weights,
             "flash_over_weights": ours.size / weights, "arena_bytes": program.arena,
             "arena_over_live": program.arena / program.live}
 
@@ -155,7 +155,8 @@ def main() -> None:
                "arena_over_live": (worst["arena_over_live"], ARENA_LIMIT)}
     if "resnet20" in results:
         targets["resnet20_constants_over_weights"] = (results["resnet20"]["constants_over_weights"], FLASH_LIMIT)
-    emit("c", {"compiler": compiler_version(compiler), "flags": "-std=c99 -O2", "networks": list(names)}, results, targets)
+    settings = {"compiler": compiler_version(compiler), "flags": "-std=c99 -O2", "networks": list(names)}
+    emit("c", settings, results, targets)
 
 
 if __name__ == "__main__":

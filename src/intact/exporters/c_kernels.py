@@ -93,7 +93,8 @@ static SEPARATE int32_t dot(const int16_t *a, const int8_t *w, uint32_t n)
 }
 
 /* two columns by two rows of weights: every number that is read is used twice */
-static SEPARATE void dot_2x2(const int16_t *a, const int16_t *b, const int8_t *v, const int8_t *w, uint32_t n, int32_t *sum)
+static SEPARATE void dot_2x2(const int16_t *a, const int16_t *b, const int8_t *v, const int8_t *w, uint32_t n,
+                             int32_t *sum)
 {
     const uint32_t full = n & ~15u;
     int32_t av = 0, aw = 0, bv = 0, bw = 0;

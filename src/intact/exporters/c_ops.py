@@ -66,7 +66,7 @@ def pair(values: Sequence[int], missing: int) -> tuple[int, int]:
 def _weighted(b: CBuilder, node: Node, kernel: Kernel, weight: torch.Tensor, geometry: dict[str, object]) -> str:
     """Parameters of a layer with weights; ``weight`` is in its order in memory."""
     (qx,), zero = kernel.binding.inputs, int(kernel.binding.inputs[0].zero_point)
-    centred = -(2**15) <= qx.qtype.qmin - zero and qx.qtype.qmax - zero < 2**15
+    centred = qx.qtype.qmin - zero >= -(2**15) and qx.qtype.qmax - zero < 2**15
     if not centred or int(weight.min()) < -128 or int(weight.max()) > 127:
         raise refuse(node, f"activations {qx.qtype}, weights from {int(weight.min())} to {int(weight.max())}",
                      "8-bit weights, and activations of 16 bits less their zero point")
