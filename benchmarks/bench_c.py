@@ -131,10 +131,12 @@ def measure(name: str, compiler: str, turns: int) -> dict[str, Any]:
         times = interleaved({"ours": ours, "plain": plain}, turns)
         assert np.array_equal(ours.output, plain.output)
     program, weights = ours.program, ours.program.builder.weight_bytes
-    return {"ours_ms": 1e3 * median(times["ours"]), "plain_ms": 1e3 * median(times["plain"]),
-            "ours_over_plain": ratio(times["ours"], times["plain"]), "weights_bytes": weights, "constants_over_weights": program.builder.constant_bytes / weights,
-            "flash_over_weights": ours.size / weights, "arena_bytes": program.arena,
-            "arena_over_live": program.arena / program.live}
+    return {
+        "ours_ms": 1e3 * median(times["ours"]), "plain_ms": 1e3 * median(times["plain"]),
+        "ours_over_plain": ratio(times["ours"], times["plain"]), "weights_bytes": weights,
+        "constants_over_weights": program.builder.constant_bytes / weights, "flash_over_weights": ours.size / weights,
+        "arena_bytes": program.arena, "arena_over_live": program.arena / program.live,
+    }
 
 
 def main() -> None:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import functools
 import math
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,8 +35,43 @@ def run_onnx(file: Path, inputs: Arrays) -> list[np.ndarray]:
     return found
 
 
+_PORT = re.compile(r"(input|output) '.*': (\w+) \w+\[\d+\], shape \((.*)\), \w+, scale (\S+), zero point (\S+)$", re.M)
+
+
+def run_c(file: Path, inputs: Arrays) -> list[np.ndarray]:
+    """As the header says: codes in, codes out, one sample (or one fixed batch) at a time."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
+    binary, test = file.with_suffix(""), file.with_name(f"{file.stem}_test.c")
+    subprocess.run(["gcc", "-std=c99", "-O2", str(file), str(test), "-o", str(binary)], check=True)
+    assert subprocess.run([binary], check=False).returncode == 0
+    ports = _PORT.findall(file.with_suffix(".h").read_text())
+    shapes = [tuple(int(n) for n in p[2].split(",") if n.strip()) for p in ports]
+    assert sum(p[0] == "input" for p in ports) == len(inputs)
+    samples = next(iter(inputs.values())).shape[0] // shapes[0][0]
+    parts = []
+    for i in range(samples):
+        for x, (_, ctype, _, scale, zero), shape in zip(inputs.values(), ports, shapes, strict=False):
+            values = x[i * shape[0] : (i + 1) * shape[0]] / np.float32(scale)
+            codes = np.floor(values.astype(np.float64) + 0.5) + int(zero)  # ties up, as the target rounds
+            parts.append(codes.clip(*((-128, 127) if ctype == "int8_t" else (0, 255))).astype(ctype.removesuffix("_t")))
+    (file.parent / "in").write_bytes(b"".join(np.ascontiguousarray(p).tobytes() for p in parts))
+    subprocess.run([binary, file.parent / "in", file.parent / "out"], check=True)
+    data, found = (file.parent / "out").read_bytes(), []
+    for _ in range(samples):
+        made = []
+        for (_, ctype, _, scale, zero), shape in list(zip(ports, shapes, strict=True))[len(inputs) :]:
+            codes = np.frombuffer(data, ctype.removesuffix("_t"), math.prod(shape)).reshape(shape)
+            data = data[codes.nbytes :]
+            made.append((codes.astype(np.float32) - np.float32(zero)) * np.float32(scale))
+        found.append(made)
+    return [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
+
+
 #: format -> the outputs of a file, in order, for named inputs
-RUNNERS: dict[str, Callable[[Path, Arrays], list[np.ndarray]]] = {"onnx": run_onnx}
+RUNNERS: dict[str, Callable[[Path, Arrays], list[np.ndarray]]] = {"onnx": run_onnx, "c": run_c}
+#: format -> the target whose models it takes
+TARGETS = {"onnx": "onnxruntime", "c": "fixed_point"}
 #: without softmax and layer norm, whose last bit may differ between torch and a runtime
 SMALL = [e.name for e in ZOO.values() if math.prod(e.input_shape) <= 3 * 32 * 32 and "vit" not in e.name]
 
@@ -51,16 +89,16 @@ class TwoInputs(nn.Module):
 
 
 @functools.cache
-def quantized(name: str) -> tuple[intact.QModel, tuple[Tensor, ...]]:
+def quantized(name: str, target: str) -> tuple[intact.QModel, tuple[Tensor, ...]]:
     if name == "two inputs":
         xs: tuple[Tensor, ...] = (torch.randn(9, 6), torch.randn(9, 5))
-        return intact.quantize(TwoInputs(), [xs]), xs
+        return intact.quantize(TwoInputs(), [xs], target=target), xs
     if name == "fixed batch":
         x = torch.randn(9, 6)
         program = torch.export.export(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), (x,))
-        return intact.quantize(capture_program(program), [x]), (x,)
+        return intact.quantize(capture_program(program), [x], target=target), (x,)
     x = ZOO[name].example(9)
-    return intact.quantize(ZOO[name].build(), [x]), (x,)
+    return intact.quantize(ZOO[name].build(), [x], target=target), (x,)
 
 
 def flat(value: object) -> list[Tensor]:
@@ -77,7 +115,7 @@ def test_every_exporter_can_be_run() -> None:
 @pytest.mark.parametrize("name", [*SMALL, "two inputs", "fixed batch"])
 @pytest.mark.parametrize("kind", sorted(EXPORTERS))
 def test_the_file_gives_what_the_integer_model_gives(kind: str, name: str, tmp_path: Path) -> None:
-    q, xs = quantized(name)
+    q, xs = quantized(name, TARGETS[kind])
     path = tmp_path / f"net.{kind}"
     certificate = intact.export(q, path)
     assert isinstance(certificate, intact.Certificate)
@@ -94,9 +132,10 @@ def test_the_file_gives_what_the_integer_model_gives(kind: str, name: str, tmp_p
 
 @pytest.mark.parametrize("kind", sorted(EXPORTERS))
 def test_the_same_file_twice(kind: str, tmp_path: Path) -> None:
-    q, _ = quantized("two inputs")
-    files = [tmp_path / f"{n}.{kind}" for n in "ab"]
+    q, _ = quantized("two inputs", TARGETS[kind])
+    files = [tmp_path / n / f"net.{kind}" for n in "ab"]
     for file in files:
+        file.parent.mkdir()
         intact.export(q, file)
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -119,5 +158,5 @@ def test_what_is_refused_leaves_no_file(kind: str, tmp_path: Path) -> None:
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="unknown export format") as caught:
-        intact.export(quantized("two inputs")[0], tmp_path / "net.tflite")
+        intact.export(quantized("two inputs", "onnxruntime")[0], tmp_path / "net.unknown")
     assert all(kind in str(caught.value) for kind in EXPORTERS)

@@ -38,9 +38,9 @@ def cases(rule: Requantize) -> tuple[Tensor, Tensor, Tensor]:
     """Accumulators, and the multipliers M0 and n for them: ties, their neighbours, extremes, and anything."""
     g = torch.Generator().manual_seed(0)
     powers = torch.arange(-40, 11)
-    real = 2.0 ** powers.repeat_interleave(60).double()
+    real = 2.0 ** powers.repeat_interleave(20).double()
     if rule is not Requantize.SHIFT:
-        real = torch.cat([real, torch.exp2(torch.rand(3000, generator=g, dtype=torch.float64) * 50 - 40)])
+        real = torch.cat([real, torch.exp2(torch.rand(1000, generator=g, dtype=torch.float64) * 50 - 40)])
     m0, shift = fixed_point(real, power_of_two=rule is Requantize.SHIFT)
     codes = torch.randint(-40000, 40000, real.shape, generator=g)
     ties = ((codes.double() + 0.5) / real).round()
@@ -69,7 +69,7 @@ def test_requantize(rule: Requantize, rounding: Rounding, inside: bool, tmp_path
     subprocess.run(["gcc", "-std=c99", "-Wall", "-Wextra", "-Werror", *STRICT, *SANITIZED, "a.c", "-o", "a"],
                    cwd=tmp_path, check=True)
     sums, m0, shift = cases(rule)
-    for zero in (0, 3, -4, -7):
+    for zero in (0, 3, -7):
         by = Multiplier(m0.double() * torch.exp2(-shift.double()), m0, shift)
         want = requantize(sums, by, zero, -32768, 32767, arithmetic)
         given = shift - m0.double().log2().round().long() if rule is Requantize.SHIFT else shift

@@ -106,7 +106,7 @@ def names() -> list[str]:
 @pytest.mark.parametrize("bits", [(2, 4, 8), (8, 13, 16)], ids=["narrow", "wide"])
 @pytest.mark.parametrize("rule", [Requantize.FIXED_POINT, Requantize.FIXED_POINT_TWICE, Requantize.SHIFT],
                          ids=lambda r: r.value)
-@settings(max_examples=6, deadline=None, phases=[Phase.generate])
+@settings(max_examples=3, deadline=None, phases=[Phase.generate])
 @given(data=st.data())
 def test_operations_give_the_codes_of_their_kernels(
     rule: Requantize, bits: tuple[int, ...], data: st.DataObject
@@ -120,7 +120,7 @@ def test_operations_give_the_codes_of_their_kernels(
         assert differences(q, Path(folder), inputs) == []
 
 
-@settings(max_examples=2, deadline=None, phases=[Phase.generate])
+@settings(max_examples=1, deadline=None, phases=[Phase.generate])
 @given(data=st.data())
 def test_all_operations_in_one_network(data: st.DataObject) -> None:
     with drawing(FIXED.arithmetic, (8,)):
