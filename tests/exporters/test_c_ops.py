@@ -54,6 +54,7 @@ def drawing(arithmetic: Arithmetic, bits: tuple[int, ...]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawn, "rules", lambda draw: (arithmetic, bits))
         patch.setattr(drawn, "scales", scales)
+        patch.setattr(drawn, "draw_fixed", lambda draw: arithmetic)
         patch.setattr(drawn, "draw_params", params)
         weight = drawn.draw_weight
         patch.setattr(drawn, "draw_weight", lambda draw, shape, bits, axis=0: weight(draw, shape, (2, 4, 8), axis))

@@ -21,6 +21,7 @@ from intact.exporters.c_kernels import KERNEL_SNIPPETS
 from intact.exporters.c_layout import Stored, collapse
 from intact.exporters.c_moves import MOVE_SNIPPETS
 from intact.exporters.c_names import Names, comment
+from intact.exporters.c_norms import NORM_SNIPPETS
 from intact.graph import Node
 from intact.graph.ir import resolve_shape
 from intact.types import QParams
@@ -208,7 +209,7 @@ class CBuilder:
     def need(self, function: str, types: Mapping[str, str]) -> str:
         """The function's name, after it and all that it needs were added to the file."""
         arithmetic = self.q.target.arithmetic
-        known = {**arithmetic_snippets(arithmetic), **KERNEL_SNIPPETS, **MOVE_SNIPPETS}
+        known = {**arithmetic_snippets(arithmetic), **KERNEL_SNIPPETS, **MOVE_SNIPPETS, **NORM_SNIPPETS}
         words = {**arithmetic_words(arithmetic), **types,
                  **{k.upper(): CTYPES[v] for k, v in types.items() if v in CTYPES}}
         name = Template(function).substitute(words)

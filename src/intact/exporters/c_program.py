@@ -10,7 +10,7 @@ from string import Template
 from intact.arithmetic import REFERENCE, Requantize
 from intact.engine import QModel
 from intact.errors import ExportError
-from intact.exporters import c_passive
+from intact.exporters import c_passive, c_transform
 from intact.exporters.builder import place
 from intact.exporters.c_arithmetic import arithmetic_snippets, check_arithmetic
 from intact.exporters.c_builder import Buffer, CBuilder, Step, c_type
@@ -19,13 +19,14 @@ from intact.exporters.c_layout import Stored
 from intact.exporters.c_memory import Block, largest_live, place_blocks
 from intact.exporters.c_moves import MOVE_SNIPPETS
 from intact.exporters.c_names import Names, identifier
+from intact.exporters.c_norms import NORM_SNIPPETS
 from intact.exporters.c_ops import C_OPS
 from intact.exporters.onnx_build import output_names
 from intact.graph import Node
 
 __all__ = ["CProgram", "Port", "build_program"]
 
-assert c_passive is not None  # it registers operations
+_REGISTERED = (c_passive, c_transform)  # importing them registers their operations
 
 _ANY_FIXED = replace(REFERENCE, requantize=Requantize.FIXED_POINT)
 
@@ -124,9 +125,10 @@ def _reserved(stem: str) -> list[str]:
     """What the file may define itself."""
     types = [{"x": x, "y": y, "a": x, "b": y, "wide": w} for x, y in itertools.product(("s8", "u8", "s16"), repeat=2)
              for w in ("", "_wide")]
-    functions = [*KERNEL_SNIPPETS, *MOVE_SNIPPETS, *arithmetic_snippets(_ANY_FIXED)]
+    functions = [*KERNEL_SNIPPETS, *MOVE_SNIPPETS, *NORM_SNIPPETS, *arithmetic_snippets(_ANY_FIXED)]
     made = {Template(f).safe_substitute(t) for f in functions for t in types}
-    return [*sorted(made), identifier(stem), "finish", "dot_2x2", "place", "next", "axes", "arena", "edge", "separate"]
+    others = ["finish", "dot_2x2", "place", "next", "axes", "arena", "edge", "separate", "power", "square_root"]
+    return [*sorted(made), identifier(stem), *others]
 
 
 def _inputs(b: CBuilder) -> tuple[Port, ...]:
