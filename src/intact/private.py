@@ -6,24 +6,42 @@
 * ``torch.ops.onednn.qlinear_prepack`` and ``qlinear_pointwise``: the same product of uint8 and int8, with the weight
   laid out once, and scaled as it is written. Used only where :func:`packed_matmul_is_exact` has found its float32
   results equal to those of the loop.
+* ``torch.nn.modules.transformer._detect_is_causal_mask``: it looks at the numbers of a mask, only to find a faster
+  kernel, and so keeps ``nn.TransformerEncoder`` and ``nn.TransformerDecoder`` with a mask from being captured.
 * ``Tensor._version``: the only way to learn that a tensor was written to in place, so that a model whose weights
   changed after they were turned into codes is never evaluated with stale codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["fingerprint", "int8_matmul", "pack_matrix", "packed_matmul", "packed_matmul_is_exact"]
+__all__ = [
+    "causal_only_where_said", "fingerprint", "int8_matmul", "pack_matrix", "packed_matmul", "packed_matmul_is_exact",
+]
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
     """Changes whenever one of the tensors is replaced or written to in place (not through ``.data``)."""
     return tuple((t.data_ptr(), t._version) for t in tensors)
+
+
+@contextmanager
+def causal_only_where_said() -> Iterator[None]:
+    """``nn.Transformer`` and its parts take a mask for what it is; its values are not looked at."""
+    module: Any = torch.nn.modules.transformer
+    before = module._detect_is_causal_mask
+    module._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    try:
+        yield
+    finally:
+        module._detect_is_causal_mask = before
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:

@@ -60,7 +60,8 @@ def test_networks_of_microcontrollers(name: str, tmp_path: Path) -> None:
 
 
 @needs_gcc
-@pytest.mark.parametrize("name", ["keyword", "squeezenet1_1", "shufflenet_v2", "unet", "mobilenet_v3_large"])
+@pytest.mark.parametrize("name", ["keyword", "squeezenet1_1", "shufflenet_v2", "unet_bilinear", "mobilenet_v3_large",
+                                  "vit_sdpa"])
 def test_networks_of_the_zoo_under_sanitizers(name: str, tmp_path: Path) -> None:
     q = intact.quantize(ZOO[name].build(), [ZOO[name].example(4)], target="fixed_point")
     assert differences(q, tmp_path) == []
@@ -72,6 +73,14 @@ def test_other_widths(weights: int, activations: int, tmp_path: Path) -> None:
     recipe = intact.Recipe(default=intact.Quant(weight_bits=weights, activation_bits=activations))
     build, shape = TINY["resnet8"]
     q = intact.quantize(build(), [torch.randn(4, *shape)], target="fixed_point", recipe=recipe)
+    assert differences(q, tmp_path) == []
+
+
+@needs_gcc
+@pytest.mark.parametrize("target", ["power_of_two", "horizon_j6", "horizon_j6_half_up"])
+def test_other_targets_of_integers(target: str, tmp_path: Path) -> None:
+    build, shape = TINY["resnet8"]
+    q = intact.quantize(build(), [torch.randn(4, *shape)], target=target)
     assert differences(q, tmp_path) == []
 
 

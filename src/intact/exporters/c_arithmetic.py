@@ -147,6 +147,8 @@ def arithmetic_words(arithmetic: Arithmetic) -> dict[str, str]:
         "by_k": "p->shift[k]" if shift_only else "p->m0[k], p->shift[k]",
         "multiplier": "int32_t shift;" if shift_only else "int32_t m0, shift;",
         "multipliers": "const int8_t *shift;" if shift_only else "const int32_t *m0;\n    const int8_t *shift;",
+        # 1 / n is no power of two: averages always have a factor m0
+        "average": "requantize_fixed" if shift_only else "requantize",
         "factor": "2**-shift" if shift_only else "m0 / 2**shift",
     }
 
@@ -154,6 +156,7 @@ def arithmetic_words(arithmetic: Arithmetic) -> dict[str, str]:
 def arithmetic_snippets(arithmetic: Arithmetic) -> dict[str, Snippet]:
     """The functions of an arithmetic, by name."""
     text, needs = _REQUANTIZE[arithmetic.requantize]
+    fixed, fixed_needs = _REQUANTIZE[Requantize.FIXED_POINT]
     wide = text.replace("requantize(int32_t sum", "requantize_wide(int64_t sum").replace(
         "(int64_t)sum * m0", "wrapped(sum, m0)").replace(
         "(int64_t)sum * ((int64_t)1 << -shift)", "wrapped(sum, (int64_t)1 << -shift)").replace(
@@ -164,6 +167,7 @@ def arithmetic_snippets(arithmetic: Arithmetic) -> dict[str, Snippet]:
         "rounded_away": Snippet(_ROUNDED_TWICE, ("shift_down",)),
         "rounded_shift": Snippet(_ROUNDED[arithmetic.rounding], ("shift_down",)),
         "requantize": Snippet(text, needs),
+        "requantize_fixed": Snippet(fixed.replace("requantize(", "requantize_fixed("), fixed_needs),
         "wrapped": Snippet(_WRAPPED),
         "requantize_wide": Snippet(wide, (*needs, "wrapped")),
     }

@@ -232,14 +232,18 @@ class CBuilder:
         shapes = [str(self.shape(self.q.graph[i])) for i in node.inputs]
         return comment(f"{where}: {node.op} {', '.join(shapes)} -> {self.shape(node)}")
 
-    def multiplier(self, by: Multiplier, channels: int = 0) -> dict[str, object]:
-        """Fields ``m0`` and ``shift``: one number, or an array for so many channels."""
+    def multiplier(self, by: Multiplier, channels: int = 0, *, average: bool = False) -> dict[str, object]:
+        """Fields ``m0`` and ``shift``: one number, or an array for so many channels.
+
+        Where scales are powers of two, ``shift`` alone; but for an average.
+        """
         assert by.m0 is not None and by.shift is not None
         m0, shift = by.m0.reshape(-1).cpu(), by.shift.reshape(-1).cpu()
-        if self.q.target.arithmetic.requantize is Requantize.SHIFT:  # m0 is a power of two
+        alone = self.q.target.arithmetic.requantize is Requantize.SHIFT and not average
+        if alone:  # m0 is a power of two
             shift = shift - torch.tensor([int(v).bit_length() - 1 for v in m0])
         fields: dict[str, object] = {"m0": int(m0[0]), "shift": int(shift[0])}
-        if self.q.target.arithmetic.requantize is Requantize.SHIFT:
+        if alone:
             del fields["m0"]
         if channels:
             arrays = {"m0": (m0, "s32"), "shift": (shift, "s8")}

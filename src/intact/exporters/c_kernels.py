@@ -261,7 +261,8 @@ _AVERAGE_POOL = """
 struct average {
     struct pool pool;
     const int32_t *counts;  /* numbers of elements that occur; each has a multiplier */
-    $multipliers
+    const int32_t *m0;
+    const int8_t *shift;
     int32_t count_padding, in_zero, out_zero, low, high;
 };
 """
@@ -293,7 +294,7 @@ static void average_pool_${x}_$y(const struct average *p, const $X *x, $Y *y)
                             sum += x[(i * q->in_w + j) * q->channels + c] - p->in_zero;
                         }
                     }
-                    y[c] = ($Y)requantize(sum, $by_k, p->out_zero, p->low, p->high);
+                    y[c] = ($Y)$average(sum, p->m0[k], p->shift[k], p->out_zero, p->low, p->high);
                 }
                 y += q->channels;
             }
@@ -397,7 +398,7 @@ KERNEL_SNIPPETS: dict[str, Snippet] = {
     "depthwise2d_${x}_$y": Snippet(_DEPTHWISE, ("conv", "tap_$x")),
     "pool": Snippet(_POOL),
     "max_pool_$x": Snippet(_MAX_POOL, ("pool",)),
-    "average": Snippet(_AVERAGE_POOL, ("pool", "requantize")),
+    "average": Snippet(_AVERAGE_POOL, ("pool", "$average")),
     "average_pool_${x}_$y": Snippet(_AVERAGE_POOL_XY, ("average",)),
     "add": Snippet(_ADD, ("walk", "rounded_shift", "limited")),
     "add_${a}_${b}_$y": Snippet(_ADD_XY, ("add",)),

@@ -31,11 +31,11 @@ static int next(int32_t *at, const int32_t *size, int32_t axes)
 """
 
 _MEAN = """
-/* A mean over some axes: the sum times $factor. */
+/* A mean over some axes: the sum times m0 / 2**shift. */
 struct mean {
     int32_t size[AXES], step[AXES];       /* of the axes that stay */
     int32_t sum_size[AXES], sum_step[AXES];  /* of those that are averaged */
-    $multiplier
+    int32_t m0, shift;
     int32_t in_zero, out_zero, low, high;
 };
 """
@@ -50,7 +50,7 @@ static void mean_${x}_$y(const struct mean *p, const $X *x, $Y *y)
         do {
             sum += from[place(over, p->sum_step)] - p->in_zero;
         } while (next(over, p->sum_size, AXES));
-        *y++ = ($Y)requantize(sum, $by, p->out_zero, p->low, p->high);
+        *y++ = ($Y)$average(sum, p->m0, p->shift, p->out_zero, p->low, p->high);
     } while (next(at, p->size, AXES));
 }
 """
@@ -158,7 +158,7 @@ static void clamp_${x}_$y(int32_t offset, int32_t low, int32_t high, const $X *x
 #: name -> text and what it needs
 MOVE_SNIPPETS: dict[str, Snippet] = {
     "walk": Snippet(_WALK),
-    "mean": Snippet(_MEAN, ("walk", "requantize")),
+    "mean": Snippet(_MEAN, ("walk", "$average")),
     "mean_${x}_$y": Snippet(_MEAN_XY, ("mean",)),
     "copy": Snippet(_COPY, ("walk",)),
     "copy_$x": Snippet(_COPY_X, ("copy",)),

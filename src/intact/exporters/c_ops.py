@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
-from intact.arithmetic import multiplier, shared_fixed_point
+from intact.arithmetic import Multiplier, Requantize, multiplier, shared_fixed_point
 from intact.errors import ExportError
 from intact.exporters.builder import place
 from intact.exporters.c_builder import CBuilder, at
@@ -236,22 +237,31 @@ def _counts(node: Node, size: int, windows: int, i: int) -> set[int]:
     return found
 
 
+def _average_multiplier(kernel: Kernel, counts: torch.Tensor) -> Multiplier:
+    """``s_x / (s_y * n)`` for one or several n; never a mere shift."""
+    binding, rules = kernel.binding, kernel.binding.arithmetic
+    if rules.requantize is Requantize.SHIFT:
+        rules = replace(rules, requantize=Requantize.FIXED_POINT)
+    one = torch.ones((), dtype=torch.float64)
+    return multiplier(binding.inputs[0].scale, one, binding.output.scale.double() * counts.double(), rules)
+
+
 @c_op("avg_pool")
 def _average_pool(b: CBuilder, node: Node, kernel: Kernel) -> None:
-    binding, (qx,) = kernel.binding, kernel.binding.inputs
+    (qx,) = kernel.binding.inputs
     x, y, fields = _pool(b, node)
     sets = [_counts(node, n, w, i) for i, (n, w) in enumerate(zip(x.shape[2:], y.shape[2:], strict=True))]
     counts = torch.tensor(sorted({math.prod((h, w)) for h in sets[0] for w in (sets[1] if len(sets) > 1 else {1})}))
-    scale = binding.output.scale.double() * counts.double()
-    by = multiplier(qx.scale, torch.ones((), dtype=torch.float64), scale, binding.arithmetic)
-    p = b.struct("average", pool=fields, counts=b.array("counts", counts, "s32"), **b.multiplier(by, len(counts)),
-                 count_padding=int(node.attrs["count_include_pad"]), in_zero=int(qx.zero_point), **codes_of(kernel))
+    by = _average_multiplier(kernel, counts)
+    p = b.struct("average", pool=fields, counts=b.array("counts", counts, "s32"),
+                 **b.multiplier(by, len(counts), average=True), count_padding=int(node.attrs["count_include_pad"]),
+                 in_zero=int(qx.zero_point), **codes_of(kernel))
     b.call("average_pool_${x}_$y", {"x": x.ctype, "y": y.ctype}, f"&{p}", at(x), at(y), buffers=(x, y))
 
 
 @c_op("mean")
 def _mean(b: CBuilder, node: Node, kernel: Kernel) -> None:
-    binding, (qx,), axes = kernel.binding, kernel.binding.inputs, list(node.attrs["axes"])
+    (qx,), axes = kernel.binding.inputs, list(node.attrs["axes"])
     x = b.operand(node.inputs[0])
     count, zero = math.prod(x.shape[i] for i in axes), int(qx.zero_point)
     if count * max(qx.qtype.qmax - zero, zero - qx.qtype.qmin) >= 2**31:
@@ -262,8 +272,7 @@ def _mean(b: CBuilder, node: Node, kernel: Kernel) -> None:
     size, (step,) = collapse([x.shape[i] for i in kept], [x.steps[i] for i in kept])
     inner = [i for i in x.order if i in axes]
     over, (over_step,) = collapse([x.shape[i] for i in inner], [x.steps[i] for i in inner])
-    by = multiplier(qx.scale, torch.ones((), dtype=torch.float64), binding.output.scale.double() * float(count),
-                    binding.arithmetic)
+    by = _average_multiplier(kernel, torch.tensor(count))
     p = b.struct("mean", size=b.per_axis(size, 1), step=b.per_axis(step), sum_size=b.per_axis(over, 1),
-                 sum_step=b.per_axis(over_step), **b.multiplier(by), in_zero=zero, **codes_of(kernel))
+                 sum_step=b.per_axis(over_step), **b.multiplier(by, average=True), in_zero=zero, **codes_of(kernel))
     b.call("mean_${x}_$y", {"x": x.ctype, "y": y.ctype}, f"&{p}", at(x), at(y), buffers=(x, y))

@@ -17,7 +17,10 @@ from intact.exporters.onnx_build import IO, build, build_float, instrumented
 from intact.exporters.onnx_float import unsupported
 from intact.graph import FloatModel, Node
 
-__all__ = ["build", "check_path", "export_onnx", "float_onnx"]
+__all__ = ["RUNTIMES", "build", "check_path", "export_onnx", "float_onnx"]
+
+#: targets that ONNX Runtime gives the codes of
+RUNTIMES = ("onnxruntime", "x86_avx2")
 
 _EXTERNAL_ABOVE = 1_800_000_000  # protobuf refuses 2 GiB
 
@@ -104,8 +107,8 @@ def check_path(path: Path) -> None:
 def _check_exportable(q: QModel) -> None:
     if not isinstance(q, QModel):
         raise ExportError("export takes an integer model", got=type(q).__name__, fix="call intact.quantize first")
-    if q.target.name != "onnxruntime":
-        raise ExportError("the model was made for another target", got=q.target.name, allowed="onnxruntime",
+    if q.target.name not in RUNTIMES:
+        raise ExportError("the model was made for another target", got=q.target.name, allowed=", ".join(RUNTIMES),
                           fix="quantize with target='onnxruntime'")
     _refuse_unsupported([n for n in q.graph if n.name not in q.bindings])
 

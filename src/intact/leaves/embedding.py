@@ -47,12 +47,12 @@ class QEmbedding(Leaf):
 
     @property
     def weight(self) -> Tensor:
-        """The table that the codes stand for, made anew in float32."""
-        return self.qweight.dequantize()
+        """The table that the codes stand for, made anew."""
+        return self.qweight.real()
 
-    def forward(self, index: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Rows of the table."""
-        return self.qweight.rows(index.reshape(-1)).reshape(*index.shape, self.embedding_dim)
+        return self.qweight.rows(input.reshape(-1)).reshape(*input.shape, self.embedding_dim)
 
     def extra_repr(self) -> str:
         """Sizes and encoding."""
@@ -88,8 +88,8 @@ class QEmbeddingBag(Leaf):
 
     @property
     def weight(self) -> Tensor:
-        """The table that the codes stand for, made anew in float32."""
-        return self.qweight.dequantize()
+        """The table that the codes stand for, made anew."""
+        return self.qweight.real()
 
     def forward(
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None

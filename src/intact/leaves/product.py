@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from intact.arithmetic import quantize_rows, quantize_tensor, tensor_range
+from intact.errors import IntactError
 from intact.leaves.how import Dynamic
 from intact.leaves.weight import Derived, QWeight
 from intact.private import int8_matmul, packed_matmul, packed_matmul_is_exact
@@ -28,11 +29,18 @@ def product(x: Tensor, weight: QWeight, bias: Tensor | None = None) -> Tensor:
     With :class:`Dynamic` weights both operands of the product are integers, and it is exact; no gradient flows. Else
     the weight is made float32 first.
 
+    Raises:
+        IntactError: if x does not fit.
+
     >>> from intact.leaves.weight import encode
     >>> x, w = torch.tensor([[1.0, -1.0]]), torch.tensor([[0.5, -1.27]])
     >>> product(x, encode(w, Dynamic()))
     tensor([[1.7700]])
     """
+    if x.ndim == 0 or x.shape[-1] != weight.shape[1] or not x.is_floating_point():
+        raise IntactError("the input does not fit the layer", got=f"{x.dtype}, {tuple(x.shape)}",
+                          allowed=f"real numbers, {weight.shape[1]} in the last axis")
+    bias = None if bias is None else bias.to(torch.float32)
     if not isinstance(weight.how, Dynamic):
         return F.linear(x.to(torch.float32), weight.dequantize(), bias).to(x.dtype)
     with torch.no_grad():
