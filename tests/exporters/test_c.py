@@ -109,6 +109,13 @@ def test_memory_is_not_reused_too_early(tmp_path: Path) -> None:
 
 
 @needs_compiler
+def test_a_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert intact.export(tiny("autoencoder"), "net.c").clean
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.c", "net.c.certificate.json", "net.h", "net_test.c"]
+
+
+@needs_compiler
 def test_names_of_every_kind(tmp_path: Path) -> None:
     names = ["int", "for", "conv2d_s8_s8", "a b", "a_b", "größe", "arena", "*/ int x; /*", "x", "output", "AXES", "9"]
     net = nn.Sequential()

@@ -55,7 +55,7 @@ def export_c(q: QModel, path: str | Path, *, data: Any = None, compiler: str | N
              f"{stem}_test.c": vector_program(program, stem, wanted[-_VECTORS:], wanted[-_VECTORS:])}
     compiler = compiler or find_compiler()
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".intact-") as name:
-        folder = Path(name)
+        folder = Path(name).resolve()  # programs are run from there
         for file, text in files.items():
             (folder / file).write_text(text)
         certificate = _certify(program, folder, stem, compiler, wanted)

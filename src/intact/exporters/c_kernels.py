@@ -217,93 +217,6 @@ static void depthwise2d_${x}_$y(const struct conv *p, const $X *x, $Y *y)
 }
 """
 
-_POOL = """
-/* Windows over rows and columns; channels are last in memory. */
-struct pool {
-    int32_t batch, in_h, in_w, channels, out_h, out_w;
-    int32_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-};
-"""
-
-_MAX_POOL = """
-static void max_pool_$x(const struct pool *p, const $X *x, $X *y)
-{
-    int32_t n, row, col, i, j, c;
-    for (n = 0; n < p->batch; n++) {
-        for (row = 0; row < p->out_h; row++) {
-            for (col = 0; col < p->out_w; col++) {
-                int32_t empty = 1;
-                for (i = 0; i < p->kernel_h; i++) {
-                    const int32_t from_row = row * p->stride_h - p->pad_h + i * p->dilation_h;
-                    for (j = 0; j < p->kernel_w; j++) {
-                        const int32_t from_col = col * p->stride_w - p->pad_w + j * p->dilation_w;
-                        const $X *from;
-                        if (from_row < 0 || from_row >= p->in_h || from_col < 0 || from_col >= p->in_w) {
-                            continue;
-                        }
-                        from = x + (from_row * p->in_w + from_col) * p->channels;
-                        for (c = 0; c < p->channels; c++) {
-                            y[c] = empty || from[c] > y[c] ? from[c] : y[c];
-                        }
-                        empty = 0;
-                    }
-                }
-                y += p->channels;
-            }
-        }
-        x += p->in_h * p->in_w * p->channels;
-    }
-}
-"""
-
-_AVERAGE_POOL = """
-/* An average over windows: the sum of n elements times the multiplier for n. */
-struct average {
-    struct pool pool;
-    const int32_t *counts;  /* numbers of elements that occur; each has a multiplier */
-    const int32_t *m0;
-    const int8_t *shift;
-    int32_t count_padding, in_zero, out_zero, low, high;
-};
-"""
-
-_AVERAGE_POOL_XY = """
-static void average_pool_${x}_$y(const struct average *p, const $X *x, $Y *y)
-{
-    const struct pool *q = &p->pool;
-    int32_t n, row, col, i, j, c;
-    for (n = 0; n < q->batch; n++) {
-        for (row = 0; row < q->out_h; row++) {
-            for (col = 0; col < q->out_w; col++) {
-                const int32_t top = row * q->stride_h - q->pad_h, left = col * q->stride_w - q->pad_w;
-                const int32_t end_h = q->in_h + q->pad_h, end_w = q->in_w + q->pad_w;
-                const int32_t past_h = top + q->kernel_h, past_w = left + q->kernel_w;
-                const int32_t i0 = top < 0 ? 0 : top, i1 = past_h < q->in_h ? past_h : q->in_h;
-                const int32_t j0 = left < 0 ? 0 : left, j1 = past_w < q->in_w ? past_w : q->in_w;
-                int32_t count = (i1 - i0) * (j1 - j0), k = 0;
-                if (p->count_padding) {
-                    count = ((past_h < end_h ? past_h : end_h) - top) * ((past_w < end_w ? past_w : end_w) - left);
-                }
-                while (p->counts[k] != count) {
-                    k++;
-                }
-                for (c = 0; c < q->channels; c++) {
-                    int32_t sum = 0;
-                    for (i = i0; i < i1; i++) {
-                        for (j = j0; j < j1; j++) {
-                            sum += x[(i * q->in_w + j) * q->channels + c] - p->in_zero;
-                        }
-                    }
-                    y[c] = ($Y)$average(sum, p->m0[k], p->shift[k], p->out_zero, p->low, p->high);
-                }
-                y += q->channels;
-            }
-        }
-        x += q->in_h * q->in_w * q->channels;
-    }
-}
-"""
-
 _ADD = """
 /* A sum of two tensors, each times a multiplier: (a * a_m0 + b * b_m0) / 2**shift. */
 struct add {
@@ -396,10 +309,6 @@ KERNEL_SNIPPETS: dict[str, Snippet] = {
     "conv2d_${x}_$y": Snippet(_CONV2D_XY, ("column_$x", "channels_$y")),
     "tap_$x": Snippet(_LANES, ("separate",)),
     "depthwise2d_${x}_$y": Snippet(_DEPTHWISE, ("conv", "tap_$x")),
-    "pool": Snippet(_POOL),
-    "max_pool_$x": Snippet(_MAX_POOL, ("pool",)),
-    "average": Snippet(_AVERAGE_POOL, ("pool", "$average")),
-    "average_pool_${x}_$y": Snippet(_AVERAGE_POOL_XY, ("average",)),
     "add": Snippet(_ADD, ("walk", "rounded_shift", "limited")),
     "add_${a}_${b}_$y": Snippet(_ADD_XY, ("add",)),
     "mul": Snippet(_MUL, ("walk", "requantize")),

@@ -23,7 +23,7 @@ def _softmax(b: CBuilder, node: Node, kernel: Kernel) -> None:
     coarse, fine = kernel.tables(x.shape[axis])  # type: ignore[attr-defined]
     p = b.struct("softmax", size=b.per_axis(size, 1), step=b.per_axis(step), length=x.shape[axis], along=x.steps[axis],
                  coarse=b.array("coarse", coarse, "s32"), fine=b.array("fine", fine, "s32"),
-                 steps=round(1.0 / float(kernel.binding.output.scale)), **codes_of(kernel))
+                 steps=int(1.0 / float(kernel.binding.output.scale)), **codes_of(kernel))
     b.call("softmax_${x}_$y", {"x": x.ctype, "y": y.ctype}, f"&{p}", at(x), at(y), buffers=(x, y))
 
 
