@@ -67,11 +67,10 @@ def pack_matrix(w: Tensor) -> Tensor:
     return packed
 
 
-def packed_matmul(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
-    """``float32(x @ w.T) * scale`` for uint8 codes x (m, k), a packed int8 w (n, k) and float32 scale (n,)."""
-    zero = _no_zero_points(len(scale))
+def packed_matmul(x: Tensor, packed: Tensor, scale: Tensor, zero: int = 0) -> Tensor:
+    """``float32((x - zero) @ w.T) * scale`` for uint8 codes x (m, k), a packed int8 w (n, k), float32 scale (n,)."""
     result: Tensor = torch.ops.onednn.qlinear_pointwise(
-        x, 1.0, 0, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
+        x, 1.0, zero, packed, scale, _no_zero_points(len(scale)), None, 1.0, 0, torch.float32, "none", [], "")
     return result
 
 
@@ -94,10 +93,12 @@ def packed_matmul_is_exact() -> bool:
             if extreme:
                 x, w = torch.where(x < 64, 0, 255).to(torch.uint8), torch.where(w < 0, -127, 127).to(torch.int8)
             scale = torch.rand(n, generator=generator) + 0.01
+            zero = int(torch.randint(0, 256, (), generator=generator)) if m % 2 else 0
             try:
-                fast = packed_matmul(x, pack_matrix(w), scale)
+                fast = packed_matmul(x, pack_matrix(w), scale, zero)
             except (RuntimeError, AttributeError):  # not compiled for this CPU, or gone from this version of torch
                 return False
-            if not torch.equal(fast, (x.to(torch.int32) @ w.to(torch.int32).t()).to(torch.float32) * scale):
+            exact = (x.to(torch.int32) - zero) @ w.to(torch.int32).t()
+            if not torch.equal(fast, exact.to(torch.float32) * scale):
                 return False
     return True

@@ -7,7 +7,7 @@ from torch import Tensor
 
 __all__ = ["quantize_rows", "quantize_tensor", "tensor_range"]
 
-_TINY = 2.0**-100  # a row that varies less is constant; the reciprocal still is a float32
+_TINY = 2.0**-100  # a row that varies less is constant
 
 
 def quantize_rows(x: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -33,7 +33,8 @@ def quantize_rows(x: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Ten
     step = high.sub_(low).mul_(1.0 / 255.0).clamp_(min=_TINY)
     # float32 subtraction is monotonic: x - low is in [0, high - low], and codes are in [0, 255] without clamping.
     # By way of int16, because torch converts floats to uint8 four times as slowly
-    real = torch.sub(x, low, out=scratch).mul_(step.reciprocal()).round_()
+    # A true division, as ONNX QuantizeLinear has it: the same codes in a runtime
+    real = torch.sub(x, low, out=scratch).div_(step).round_()
     return real.to(torch.int16).to(torch.uint8), step, low
 
 

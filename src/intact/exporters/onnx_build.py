@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,11 +75,20 @@ def _build(b: Builder, inputs: IO, outputs: IO, *, edges: bool) -> onnx.ModelPro
     results = _outputs(b, graph, outputs)
     if edges:
         results.update(_edge_outputs(b))
-    used = {i for n in b.nodes for i in n.input}
+    used = set(_reads(b.nodes))
     b.initializers = {k: v for k, v in b.initializers.items() if k in used}
     model = wrap(b, feeds, results)
     _describe(b, graph, model, inputs, outputs)
     return model
+
+
+def _reads(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    """All names that nodes read, those in the bodies of loops too."""
+    for n in nodes:
+        yield from n.input
+        for a in n.attribute:
+            if a.type == onnx.AttributeProto.GRAPH:
+                yield from _reads(a.g.node)
 
 
 def _input(b: Builder, node: Node, io: IO) -> tuple[str, list[Any]]:

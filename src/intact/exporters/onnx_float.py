@@ -10,6 +10,8 @@ import numpy as np
 from intact.errors import ExportError
 from intact.exporters import onnx_elementwise, onnx_index, onnx_reduce  # noqa: F401  (they register their forms)
 from intact.exporters.builder import Builder, onnx_type, place
+from intact.exporters.leaf_forms import LEAF_FORMS
+from intact.exporters.leaf_recurrent import recurrent_node
 from intact.exporters.onnx_call import ATEN, call
 from intact.exporters.onnx_ops import MOVES, UNARY, avg_pool_attrs, clip, conv_attrs, pad, resize_attrs
 from intact.graph import Node
@@ -140,6 +142,7 @@ FLOAT: dict[str, Emit] = {
     "interpolate": _interpolate, "constant": _constant, "prelu": _prelu, "embedding": _embedding,
     "avg_pool": _avg_pool,
     "pad": lambda b, n, xs: pad(b, n, xs[0], np.array(n.attrs["value"], np.float32)),
+    **LEAF_FORMS, "leaf_recurrent": recurrent_node,
 }
 
 

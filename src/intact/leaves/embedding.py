@@ -10,14 +10,23 @@ from torch.nn import functional as F
 
 from intact.leaves.base import Leaf, MakeWeight
 from intact.leaves.how import LeafHow
+from intact.leaves.recording import call, recording
 from intact.leaves.weight import QWeight
 
-__all__ = ["QEmbedding", "QEmbeddingBag"]
+__all__ = ["QEmbedding", "QEmbeddingBag", "look_up"]
 
 
 def _table_refusal(module: nn.Module) -> str | None:
     table = cast("nn.Embedding | nn.EmbeddingBag", module)
     return "max_norm rescales the table as it is read" if table.max_norm is not None else None
+
+
+def look_up(index: Tensor, weight: QWeight) -> Tensor:
+    """Rows of a table in float32, (*shape of index, columns)."""
+    if recording():
+        result: Tensor = call("leaf_rows", weight, index, columns=weight.shape[1])
+        return result
+    return weight.rows(index.reshape(-1)).reshape(*index.shape, weight.shape[1])
 
 
 class QEmbedding(Leaf):
@@ -52,7 +61,7 @@ class QEmbedding(Leaf):
 
     def forward(self, index: Tensor) -> Tensor:
         """Rows of the table."""
-        return self.qweight.rows(index.reshape(-1)).reshape(*index.shape, self.embedding_dim)
+        return look_up(index, self.qweight)
 
     def extra_repr(self) -> str:
         """Sizes and encoding."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from intact.arithmetic import quantize_rows, quantize_tensor, tensor_range
 from intact.leaves.how import Dynamic
+from intact.leaves.recording import call, recording
 from intact.leaves.weight import Derived, QWeight
 from intact.private import int8_matmul, packed_matmul, packed_matmul_is_exact
 from intact.types import PerToken
@@ -33,6 +34,9 @@ def product(x: Tensor, weight: QWeight, bias: Tensor | None = None) -> Tensor:
     >>> product(x, encode(w, Dynamic()))
     tensor([[1.7700]])
     """
+    if recording():
+        result: Tensor = call("leaf_product", weight, x, bias)
+        return result
     if not isinstance(weight.how, Dynamic):
         return F.linear(x.to(torch.float32), weight.dequantize(), bias).to(x.dtype)
     with torch.no_grad():
@@ -41,7 +45,11 @@ def product(x: Tensor, weight: QWeight, bias: Tensor | None = None) -> Tensor:
 
 
 def _integer(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
-    """``step * (codes_x @ codes_w.T * scale_w) + (low * sum(w) + bias)``, rows at a time."""
+    """Rows at a time, in steps that runtimes have too: no product is added to anything without being rounded first.
+
+    Per token ``(codes_x @ codes_w.T * scale_w) * step + (low * offsets + bias)``; per tensor, as ONNX Runtime,
+    ``(codes_x - zero) @ codes_w.T * (step * scale_w) + bias``.
+    """
     (m, k), n = x.shape, weight.shape[0]
     how, derived = weight.how, weight.derived()
     assert isinstance(how, Dynamic)
@@ -51,20 +59,25 @@ def _integer(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
     rows = min(max(_LEAST, _CHUNK // max(k, n)), m)
     result = x.new_empty(m, n) if rows < m else None
     for begin in range(0, m, rows):
-        part = x[begin : begin + rows]
+        part, out = x[begin : begin + rows], None if result is None else result[begin : begin + rows]
         if whole is None:
-            codes, step, low = quantize_rows(part, _SCRATCH.floats(part.shape, x.device))
+            y = _of_rows(part, derived, bias, out)
         else:
             step, zero = whole
-            codes, low = quantize_tensor(part, step, zero), (-zero * step).expand(len(part), 1)
-        scaled = scaled_products(codes, derived)
-        base = _SCRATCH.floats(scaled.shape, x.device)
-        if bias is None:
-            torch.mul(low, derived.offsets, out=base)
-        else:
-            torch.addcmul(bias, low, derived.offsets, out=base)
-        torch.addcmul(base, scaled, step, out=scaled if result is None else result[begin : begin + rows])
-    return scaled if result is None else result
+            scaled = scaled_products(quantize_tensor(part, step, zero), derived, step=step,
+                                     zero=int(zero.nan_to_num()))
+            y = scaled if bias is None and out is None else torch.add(
+                scaled, 0.0 if bias is None else bias, out=scaled if out is None else out)
+    return y if result is None else result
+
+
+def _of_rows(x: Tensor, derived: Derived, bias: Tensor | None, out: Tensor | None) -> Tensor:
+    codes, step, low = quantize_rows(x, _SCRATCH.floats(x.shape, x.device))
+    scaled = scaled_products(codes, derived).mul_(step)
+    base = torch.mul(low, derived.offsets, out=_SCRATCH.floats(scaled.shape, x.device))
+    if bias is not None:
+        base.add_(bias)
+    return torch.add(base, scaled, out=scaled if out is None else out)
 
 
 class _Scratch(threading.local):
@@ -88,26 +101,30 @@ class _Scratch(threading.local):
 _SCRATCH = _Scratch()
 
 
-def scaled_products(x: Tensor, derived: Derived, *, fast: bool = True) -> Tensor:
-    """``float32(x @ codes.T) * scale``, summed over groups, for uint8 codes x (m, k).
+def scaled_products(
+    x: Tensor, derived: Derived, *, step: Tensor | None = None, zero: int = 0, fast: bool = True
+) -> Tensor:
+    """``float32((x - zero) @ codes.T) * (step * scale)``, summed over groups, for uint8 codes x (m, k).
 
     Args:
         x: activations.
         derived: of the weight.
+        step: a scale of all activations; None for 1.
+        zero: their zero point.
         fast: allow the kernel with the packed weight, which gives the same numbers.
     """
-    w, scale = derived.codes, derived.row_scale
+    w, scale = derived.codes, derived.row_scale if step is None else derived.row_scale * step
     if scale.ndim < 2:
         if fast and len(x) >= _PACKED and x.device.type == "cpu" and packed_matmul_is_exact():
-            return packed_matmul(x, derived.packed, scale)
-        acc = int8_matmul(_centred(x), w.t()).add_(derived.sums[:, 0], alpha=128)
+            return packed_matmul(x, derived.packed, scale, zero)
+        acc = int8_matmul(_centred(x), w.t()).add_(derived.sums[:, 0], alpha=128 - zero)
         return acc.to(torch.float32).mul_(scale)
     size = w.shape[1] // scale.shape[1]
     total: Tensor | None = None
     for g in range(scale.shape[1]):
         part = slice(g * size, (g + 1) * size)
         acc = int8_matmul(_centred(x[:, part]).contiguous(), w[:, part].contiguous().t())
-        term = acc.add_(derived.sums[:, g], alpha=128).to(torch.float32).mul_(scale[:, g])
+        term = acc.add_(derived.sums[:, g], alpha=128 - zero).to(torch.float32).mul_(scale[:, g])
         total = term if total is None else total.add_(term)
     assert total is not None
     return total

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Self, cast
 
 import torch
@@ -11,12 +14,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from intact.errors import IntactError
 from intact.leaves.base import Leaf, MakeWeight, constant
-from intact.leaves.how import LeafHow
+from intact.leaves.how import LeafHow, how_to_json
 from intact.leaves.product import product
-from intact.leaves.recurrent_core import Kind, State, run_layer, step_of
+from intact.leaves.recording import operands, recording
+from intact.leaves.recurrent_core import Kind, State, Step, run_layer, step_of
 from intact.leaves.weight import QWeight
 
-__all__ = ["QRecurrent", "QRecurrentCell"]
+__all__ = ["Gates", "QRecurrent", "QRecurrentCell", "run_layers"]
 
 
 def _kind(module: nn.Module) -> Kind:
@@ -25,6 +29,46 @@ def _kind(module: nn.Module) -> Kind:
     if isinstance(module, nn.GRU | nn.GRUCell):
         return "gru"
     return "relu" if module.nonlinearity == "relu" else "tanh"
+
+
+@dataclass(frozen=True, eq=False)
+class Gates:
+    """Weights and biases of one direction of one layer; the projection is an LSTM's."""
+
+    weight_ih: QWeight
+    weight_hh: QWeight
+    weight_hr: QWeight | None
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+
+    def of_input(self, x: Tensor) -> Tensor:
+        """What inputs give to the gates."""
+        return product(x, self.weight_ih, self.bias_ih)
+
+    def step(self, kind: Kind) -> Step:
+        """The state after a step."""
+        weight = self.weight_hr
+        return step_of(kind, lambda h: product(h, self.weight_hh, self.bias_hh),
+                       None if weight is None else lambda h: product(h, weight))
+
+
+def run_layers(
+    x: Tensor, sizes: Sequence[int], state: State, gates: Sequence[Gates], kind: Kind, ways: int, dropout: float = 0.0
+) -> tuple[Tensor, State]:
+    """All layers and directions over packed sequences: outputs of all steps, and the state after the last ones."""
+    lasts: list[State] = []
+    for first in range(0, len(gates), ways):
+        outputs = []
+        for way in range(ways):
+            cell = gates[first + way]
+            before = tuple(s[first + way] for s in state)
+            y, last = run_layer(cell.of_input(x), sizes, before, cell.step(kind), reverse=way == 1)
+            outputs.append(y)
+            lasts.append(last)
+        x = torch.cat(outputs, 1) if ways == 2 else outputs[0]
+        if dropout and first + ways < len(gates):
+            x = F.dropout(x, dropout)
+    return x, tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
 
 
 class _Cell(nn.Module):
@@ -45,22 +89,9 @@ class _Cell(nn.Module):
         for name in ("bias_ih", "bias_hh"):
             self.register_parameter(name, constant(getattr(module, name + suffix, None)))
 
-    def of_input(self, x: Tensor) -> Tensor:
-        """What inputs give to the gates."""
-        return product(x, self.weight_ih, self.bias_ih)
-
-    def step(self, kind: Kind, x: Tensor, state: State) -> State:
-        """The state after a step."""
-        return step_of(kind, self.recurrent, None if self.weight_hr is None else self.project)(x, state)
-
-    def recurrent(self, h: Tensor) -> Tensor:
-        """What the hidden state gives to the gates."""
-        return product(h, self.weight_hh, self.bias_hh)
-
-    def project(self, h: Tensor) -> Tensor:
-        """The projected hidden state."""
-        assert self.weight_hr is not None
-        return product(h, self.weight_hr)
+    def gates(self) -> Gates:
+        """The same, as values."""
+        return Gates(self.weight_ih, self.weight_hh, self.weight_hr, self.bias_ih, self.bias_hh)
 
 
 class QRecurrent(Leaf):
@@ -112,12 +143,28 @@ class QRecurrent(Leaf):
         if steps == 0:
             raise IntactError("a sequence has no steps", where=self.mode, got=tuple(input.shape))
         single = input.ndim == 2
-        state = self._state(hx if hx is None or not single else self._unsqueezed(hx), x, batch, None)
-        y, state = self._packed(x.reshape(steps * batch, -1), [batch] * steps, state)
-        y = y.reshape(steps, batch, -1)
+        hx = self._unsqueezed(hx) if single and hx is not None else hx
+        if recording():
+            y, *rest = self._recorded(x, hx)
+            state = tuple(rest)
+        else:
+            flat = x.reshape(steps * batch, -1)
+            y, state = self._packed(flat, [batch] * steps, self._state(hx, x, batch, None))
+            y = y.reshape(steps, batch, -1)
         if single:
             return y[:, 0], self._last(tuple(s[:, 0] for s in state))
         return (y.transpose(0, 1) if self.batch_first else y), self._last(state)
+
+    def _recorded(self, x: Tensor, hx: Any) -> list[Tensor]:
+        """One operation for it all."""
+        gates = [cast(_Cell, cell).gates() for cell in self.cells]
+        weights = [t for g in gates for t in (
+            *operands(g.weight_ih), *operands(g.weight_hh), *operands(g.weight_hr), g.bias_ih, g.bias_hh)]
+        state = [] if hx is None else list(hx) if self.kind == "lstm" else [hx]
+        settings = {"how": how_to_json(self.how), "kind": self.kind, "ways": 2 if self.bidirectional else 1,
+                    "hidden": self.hidden_size, "out": self.proj_size or self.hidden_size}
+        found: list[Tensor] = torch.ops.intact.leaf_recurrent(x, state, weights, json.dumps(settings))
+        return found
 
     def _unsqueezed(self, hx: Any) -> Any:
         return tuple(s.unsqueeze(1) for s in hx) if self.kind == "lstm" else hx.unsqueeze(1)
@@ -139,22 +186,9 @@ class QRecurrent(Leaf):
         return state if order is None else tuple(s.index_select(1, order) for s in state)
 
     def _packed(self, x: Tensor, sizes: list[int], state: State) -> tuple[Tensor, State]:
-        ways = 2 if self.bidirectional else 1
-        lasts: list[State] = []
-        for layer in range(self.num_layers):
-            outputs = []
-            for way in range(ways):
-                index = layer * ways + way
-                cell = cast(_Cell, self.cells[index])
-                first = tuple(s[index] for s in state)
-                step = step_of(self.kind, cell.recurrent, None if cell.weight_hr is None else cell.project)
-                y, last = run_layer(cell.of_input(x), sizes, first, step, reverse=way == 1)
-                outputs.append(y)
-                lasts.append(last)
-            x = torch.cat(outputs, 1) if ways == 2 else outputs[0]
-            if self.dropout and layer < self.num_layers - 1:
-                x = F.dropout(x, self.dropout, self.training)
-        return x, tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
+        gates = [cast(_Cell, cell).gates() for cell in self.cells]
+        dropout = self.dropout if self.training else 0.0
+        return run_layers(x, sizes, state, gates, self.kind, 2 if self.bidirectional else 1, dropout)
 
     def extra_repr(self) -> str:
         """Sizes and encoding."""
@@ -192,7 +226,8 @@ class QRecurrentCell(Leaf):
         else:
             given = tuple(hx) if count == 2 else (hx,)
             state = tuple(s.unsqueeze(0) for s in given) if single else given
-        state = self.cell.step(self.kind, self.cell.of_input(x), state)
+        gates = self.cell.gates()
+        state = gates.step(self.kind)(gates.of_input(x), state)
         if single:
             state = tuple(s[0] for s in state)
         return state if count == 2 else state[0]
