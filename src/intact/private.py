@@ -9,20 +9,25 @@
 * ``torch.ops.quantized.embedding_bag_byte_prepack``: fbgemm's row-wise codes in one pass over memory; torch has no
   other kernel that finds the range of every row and rounds to it. Its operands are plain tensors. Used only where
   :func:`intact.arithmetic.quantize_rows` has found its results equal to those of torch's elementwise operations.
+* ``torch.jit.script``, public but deprecated: a QLinear is a dozen operations, and called one by one from Python they
+  take as long as a small product. Where it cannot compile them the same functions run as they are.
 * ``Tensor._version``: the only way to learn that a tensor was written to in place, so that a model whose weights
   changed after they were turned into codes is never evaluated with stale codes.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
-__all__ = ["ROW_MARGIN", "fingerprint", "fused_rows", "int8_matmul", "pack_matrix", "packed_matmul",
-           "packed_matmul_is_exact"]
+__all__ = ["ROW_MARGIN", "fingerprint", "compiled", "fused_rows", "int8_matmul", "pack_matrix", "packed_matmul",
+           "packed_matmul_is_exact", "rows_times_weight"]
 
 ROW_MARGIN = 8  #: columns behind the codes of :func:`fused_rows`: two float32 numbers
 
@@ -133,3 +138,60 @@ def packed_matmul_is_exact() -> bool:
             if not torch.equal(fast, exact.to(torch.float32) * scale):
                 return False
     return True
+
+
+@lru_cache(maxsize=16)
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of tensors without Python between its operations; the function itself where that cannot be."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        try:
+            found: Callable[..., Any] = torch.jit.script(function)
+        except (RuntimeError, AttributeError, OSError):  # no such kernel; no torch.jit; no source
+            return function
+    return found
+
+
+def rows_times_weight(
+    x: Tensor, codes: Tensor, packed: Optional[Tensor], scale: Tensor, zeros: Tensor, offsets: Tensor,
+    bias: Optional[Tensor], scratch: Tensor,
+) -> Optional[Tensor]:
+    """``(codes_x @ codes.T * scale) * step + (low * offsets + bias)``, the steps of ``product`` in one function.
+
+    Args:
+        x: float32 (m, k).
+        codes: int8 (n, k).
+        packed: the same with :data:`ROW_MARGIN` columns of zeros behind, from :func:`pack_matrix`; None: not to be used.
+        scale: float32 (n,).
+        zeros: int32 (n,).
+        offsets: float32 (n,), as is ``bias``.
+        scratch: float32 (at least n,), overwritten.
+
+    Returns:
+        float32 (m, n); None if not every number of x is finite.
+    """
+    if not math.isfinite(float(x.sum())):
+        return None
+    m, k, n = x.shape[0], x.shape[1], scale.shape[0]
+    rows = torch.ops.quantized.embedding_bag_byte_prepack(x)
+    tail, at = rows, k // 4
+    if k % 4 != 0:  # the numbers behind the codes are not where a float32 may be
+        tail, at = rows.narrow(1, k, 8).clone(), 0
+    numbers = torch.empty(0).set_(tail, 0, [m, at + 2], [at + 2, 1])
+    step, low = numbers.narrow(1, at, 1).add(1e-8 / 255.0), numbers.narrow(1, at + 1, 1)
+    if packed is None:
+        y = torch._int_mm(rows.narrow(1, 0, k).contiguous(), codes.t()).to(torch.float32).mul_(scale)
+    else:
+        y = torch.ops.onednn.qlinear_pointwise(
+            rows, 1.0, 0, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+    count, begin = max(1, scratch.shape[0] // n), 0
+    while begin < m:  # what several passes touch stays in a core's cache
+        size = min(count, m - begin)
+        part, base = y.narrow(0, begin, size), scratch.narrow(0, 0, size * n).view(size, n)
+        if bias is None:
+            torch.mul(low.narrow(0, begin, size), offsets, out=base)
+        else:
+            torch.addcmul(bias, low.narrow(0, begin, size), offsets, out=base)
+        torch.addcmul(base, part, step.narrow(0, begin, size), out=part)
+        begin += size
+    return y

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import threading
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,7 +13,14 @@ from intact.arithmetic import quantize_rows, quantize_tensor, tensor_range
 from intact.leaves.how import Dynamic
 from intact.leaves.recording import call, recording
 from intact.leaves.weight import Derived, QWeight
-from intact.private import int8_matmul, packed_matmul, packed_matmul_is_exact
+from intact.private import (
+    ROW_MARGIN,
+    compiled,
+    int8_matmul,
+    packed_matmul,
+    packed_matmul_is_exact,
+    rows_times_weight,
+)
 from intact.types import PerToken
 
 __all__ = ["product", "scaled_products"]
@@ -38,9 +45,13 @@ def product(x: Tensor, weight: QWeight, bias: Tensor | None = None) -> Tensor:
         return result
     if not isinstance(weight.how, Dynamic):
         return F.linear(x.to(torch.float32), weight.dequantize(), bias).to(x.dtype)
-    with torch.no_grad():
-        result = _integer(x.reshape(-1, x.shape[-1]).to(torch.float32), weight, bias)
-    return result.view(*x.shape[:-1], weight.shape[0]).to(x.dtype)
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            return product(x, weight, bias)
+    rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+    y = _integer(rows if x.dtype == torch.float32 else rows.to(torch.float32), weight, bias)
+    y = y if x.ndim == 2 else y.view(*x.shape[:-1], weight.shape[0])
+    return y if x.dtype == torch.float32 else y.to(x.dtype)
 
 
 def _integer(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
@@ -54,8 +65,8 @@ def _integer(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
     if x.shape[0] == 0:
         return x.new_empty(0, weight.shape[0])
     if isinstance(how.activation, PerToken):
-        codes, step, low = quantize_rows(x)
-        return _with_origins(scaled_products(codes, derived), step, low, derived.offsets, bias)
+        y = _at_once(x, derived, bias) if _fused_applies(x, derived) else None
+        return _by_steps(x, derived, bias) if y is None else y
     step, zero = tensor_range(x)
     rows = max(1, _CHUNK // x.shape[1])
     parts = [quantize_tensor(part, step, zero) for part in x.split(rows)]
@@ -64,38 +75,60 @@ def _integer(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
     return scaled if bias is None else scaled.add_(bias)
 
 
-def _with_origins(scaled: Tensor, step: Tensor, low: Tensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
-    """``scaled * step + (low * offsets + bias)`` in place of ``scaled``, rows at a time."""
-    rows = max(1, _CHUNK // scaled.shape[1])
-    whole = scaled.shape[0] <= rows
-    for begin in range(0, scaled.shape[0], rows):
-        part = slice(begin, begin + rows)
-        y, s, z = (scaled, step, low) if whole else (scaled[part], step[part], low[part])
-        base = _SCRATCH.floats(y.shape, y.device)
-        if bias is None:
-            torch.mul(z, offsets, out=base)
-        else:
-            torch.addcmul(bias, z, offsets, out=base)
-        torch.addcmul(base, y, s, out=y)
-    return scaled
+def _by_steps(x: Tensor, derived: Derived, bias: Tensor | None, *, fast: bool = True) -> Tensor:
+    codes, step, low = quantize_rows(x, fast=fast)
+    y = scaled_products(codes, derived, fast=fast)
+    base = low * derived.offsets if bias is None else torch.addcmul(bias, low, derived.offsets)
+    return torch.addcmul(base, y, step, out=y)
+
+
+def _at_once(x: Tensor, derived: Derived, bias: Tensor | None) -> Tensor | None:
+    """The same in one function; None if not all numbers are finite."""
+    packed = derived.packed(ROW_MARGIN) if x.shape[0] >= _PACKED else None
+    y: Tensor | None = compiled(rows_times_weight)(
+        x, derived.codes, packed, derived.row_scale, derived.zeros, derived.offsets, bias,
+        _SCRATCH.floats(max(_CHUNK, derived.codes.shape[0])))
+    return y
+
+
+def _fused_applies(x: Tensor, derived: Derived) -> bool:
+    return (derived.row_scale.ndim == 1 and derived.codes.ndim == 2 and x.shape[1] > 1 and x.device.type == "cpu"
+            and not torch.compiler.is_compiling() and _fused_is_exact())
+
+
+@lru_cache(maxsize=1)
+def _fused_is_exact() -> bool:
+    """Whether the kernels exist here and give the numbers of the steps, bit for bit, on hard cases."""
+    if not packed_matmul_is_exact():
+        return False
+    g = torch.Generator().manual_seed(0)
+    for m, k, n in ((1, 2, 1), (3, 33, 7), (5, 64, 257), (16, 5, 3), (17, 64, 16), (64, 576, 64), (130, 258, 2100)):
+        x = torch.randn(m, k, generator=g) * 10.0 + torch.randn(m, 1, generator=g)
+        x[-1] = x[-1, 0]
+        codes = torch.randint(-127, 128, (n, k), generator=g, dtype=torch.int8)
+        derived, bias = Derived(codes, torch.rand(n, generator=g) + 0.01), torch.randn(n, generator=g)
+        for b in (bias, None):
+            try:
+                y = _at_once(x, derived, b)
+            except (RuntimeError, AttributeError):  # not compiled for this CPU, or gone from this version of torch
+                return False
+            if y is None or not torch.equal(y, _by_steps(x, derived, b, fast=False)):
+                return False
+    return True
 
 
 class _Scratch(threading.local):
     """A thread's room for what does not outlast a step: fresh memory costs as much as several passes over it."""
 
     def __init__(self) -> None:
-        self._buffer = self._view = torch.empty(0)
+        self._buffer = torch.empty(0)
 
-    def floats(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """Float32 numbers of any value, overwritten by the next call."""
-        if self._view.shape == shape and self._view.device == device:
-            return self._view
-        count = math.prod(shape)
-        with torch.inference_mode(False):
-            if self._buffer.numel() < count or self._buffer.device != device:
-                self._buffer = torch.empty(max(count, _CHUNK), dtype=torch.float32, device=device)
-            self._view = self._buffer[:count].view(shape)
-        return self._view
+    def floats(self, count: int) -> Tensor:
+        """At least so many float32 numbers of any value, overwritten by the next call."""
+        if self._buffer.numel() < count:
+            with torch.inference_mode(False):
+                self._buffer = torch.empty(count)
+        return self._buffer
 
 
 _SCRATCH = _Scratch()

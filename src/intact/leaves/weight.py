@@ -36,6 +36,7 @@ class Derived:
         self.row_scale = scale if scale.ndim == 2 else scale.reshape(-1).expand(codes.shape[0]).contiguous()
         self.offsets = (self.sums.to(torch.float32) * self.row_scale.reshape(codes.shape[0], -1)).sum(1)
 
+        self.zeros = torch.zeros(codes.shape[0], dtype=torch.int32, device=codes.device)
         self._packed: dict[int, Tensor] = {}
 
     def packed(self, margin: int) -> Tensor:
@@ -87,8 +88,8 @@ class QWeight(nn.Module):
 
     def derived(self) -> Derived:
         """What follows from codes and scales; made again when they were written to."""
-        codes, scale = self.codes, self.scale
-        assert scale is not None
+        codes, scale = self._buffers["codes"], self._buffers["scale"]  # not by way of Module.__getattr__
+        assert codes is not None and scale is not None
         lasting = not (codes.is_inference() or scale.is_inference())  # those do not say when they are written to
         key = fingerprint((codes, scale)) if lasting else None
         if self._derived is None or key is None or self._derived[0] != key:
