@@ -21,20 +21,20 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["ROW_MARGIN", "fingerprint", "compiled", "fused_rows", "int8_matmul", "pack_matrix", "packed_matmul",
-           "packed_matmul_is_exact", "rows_times_weight"]
+__all__ = ["ROW_MARGIN", "compiled", "fingerprint", "fused_rows", "gru_steps", "int8_matmul", "lstm_steps",
+           "pack_matrix", "packed_matmul", "packed_matmul_is_exact", "rows_times_weight"]
 
 ROW_MARGIN = 8  #: columns behind the codes of :func:`fused_rows`: two float32 numbers
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
     """Changes whenever one of the tensors is replaced or written to in place (not through ``.data``)."""
-    return tuple((t.data_ptr(), t._version) for t in tensors)
+    return tuple([(t.data_ptr(), t._version) for t in tensors])
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -153,18 +153,19 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def rows_times_weight(
-    x: Tensor, codes: Tensor, packed: Optional[Tensor], scale: Tensor, zeros: Tensor, offsets: Tensor,
-    bias: Optional[Tensor], scratch: Tensor,
-) -> Optional[Tensor]:
+    x: Tensor, codes: Tensor, packed: Tensor | None, scale: Tensor, zeros: Tensor, offsets: Tensor,
+    bias: Tensor | None, scratch: Tensor,
+) -> Tensor | None:
     """``(codes_x @ codes.T * scale) * step + (low * offsets + bias)``, the steps of ``product`` in one function.
 
     Args:
         x: float32 (m, k).
         codes: int8 (n, k).
-        packed: the same with :data:`ROW_MARGIN` columns of zeros behind, from :func:`pack_matrix`; None: not to be used.
+        packed: the same with :data:`ROW_MARGIN` columns of zeros behind, from :func:`pack_matrix`; None for few rows.
         scale: float32 (n,).
         zeros: int32 (n,).
-        offsets: float32 (n,), as is ``bias``.
+        offsets: float32 (n,).
+        bias: float32 (n,).
         scratch: float32 (at least n,), overwritten.
 
     Returns:
@@ -195,3 +196,69 @@ def rows_times_weight(
         torch.addcmul(base, part, step.narrow(0, begin, size), out=part)
         begin += size
     return y
+
+
+def lstm_steps(
+    x: Tensor, h: Tensor, c: Tensor, wide: Tensor, scale: Tensor, offsets: Tensor, bias: Tensor, out: Tensor,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """All steps of an LSTM whose hidden state is quantized at every step, as ``step_of`` and ``product`` do them.
+
+    Args:
+        x: what the input gives to the gates, float32 (steps, rows, 4 * hidden).
+        h: the state before, finite, (rows, hidden); hidden is a multiple of 4.
+        c: likewise.
+        wide: int8 (4 * hidden, hidden + :data:`ROW_MARGIN`), the last columns zeros.
+        scale: float32 (4 * hidden,).
+        offsets: likewise.
+        bias: likewise.
+        out: the hidden state after every step, (steps, rows, hidden), is written here.
+        reverse: from the last step to the first.
+    """
+    steps, rows, size = out.shape[0], out.shape[1], out.shape[2]
+    acc = torch.empty(rows, 4 * size, dtype=torch.int32)
+    real, gates = torch.empty(rows, 4 * size), torch.empty(rows, 4 * size)
+    both, g, o = gates.split([2 * size, size, size], 1)
+    opened, new, shown, t = torch.empty(rows, 2 * size), torch.empty(rows, size), torch.empty(rows, size), c.clone()
+    i, f = opened.split(size, 1)
+    c = c.clone()
+    step, low, wider, at, w = torch.empty(0), torch.empty(0), torch.empty(rows, 1), size // 4, wide.t()
+    xs, outs = x.unbind(0), out.unbind(0)
+    for n in range(steps):
+        s = steps - 1 - n if reverse else n
+        codes = torch.ops.quantized.embedding_bag_byte_prepack(h)
+        torch.add(step.set_(codes, at, [rows, 1], [at + 2, 1]), 1e-8 / 255.0, out=wider)
+        low.set_(codes, at + 1, [rows, 1], [at + 2, 1])
+        torch._int_mm(codes, w, out=acc)
+        real.copy_(acc).mul_(scale)
+        torch.addcmul(bias, low, offsets, out=gates).addcmul_(real, wider).add_(xs[s])
+        torch.sigmoid(both, out=opened)
+        c.mul_(f).addcmul_(i, torch.tanh(g, out=new))
+        h = torch.mul(torch.sigmoid(o, out=shown), torch.tanh(c, out=t), out=outs[s])
+    return h, c
+
+
+def gru_steps(
+    x: Tensor, h: Tensor, wide: Tensor, scale: Tensor, offsets: Tensor, bias: Tensor, out: Tensor, reverse: bool
+) -> Tensor:
+    """All steps of a GRU; the operands are those of :func:`lstm_steps`, with three gates."""
+    steps, rows, size = out.shape[0], out.shape[1], out.shape[2]
+    acc = torch.empty(rows, 3 * size, dtype=torch.int32)
+    real, gates, new = torch.empty(rows, 3 * size), torch.empty(rows, 3 * size), torch.empty(rows, size)
+    both, inner = gates.split([2 * size, size], 1)
+    opened = torch.empty(rows, 2 * size)
+    r, z = opened.split(size, 1)
+    step, low, wider, at, w = torch.empty(0), torch.empty(0), torch.empty(rows, 1), size // 4, wide.t()
+    xs, ns, outs = x.narrow(2, 0, 2 * size).unbind(0), x.narrow(2, 2 * size, size).unbind(0), out.unbind(0)
+    for n in range(steps):
+        s = steps - 1 - n if reverse else n
+        codes = torch.ops.quantized.embedding_bag_byte_prepack(h)
+        torch.add(step.set_(codes, at, [rows, 1], [at + 2, 1]), 1e-8 / 255.0, out=wider)
+        low.set_(codes, at + 1, [rows, 1], [at + 2, 1])
+        torch._int_mm(codes, w, out=acc)
+        real.copy_(acc).mul_(scale)
+        torch.addcmul(bias, low, offsets, out=gates).addcmul_(real, wider)
+        torch.add(both, xs[s], out=opened).sigmoid_()
+        torch.addcmul(ns[s], r, inner, out=new)
+        h = torch.lerp(new.tanh_(), h, z, out=outs[s])
+    return h

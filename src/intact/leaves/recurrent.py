@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self, cast
 
 import torch
@@ -14,11 +16,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from intact.errors import IntactError
 from intact.leaves.base import Leaf, MakeWeight, constant
-from intact.leaves.how import LeafHow, how_to_json
+from intact.leaves.how import Dynamic, LeafHow, how_to_json
 from intact.leaves.product import product
 from intact.leaves.recording import operands, recording
-from intact.leaves.recurrent_core import Kind, State, Step, run_layer, step_of
+from intact.leaves.recurrent_core import Kind, State, Step, Steps, run_layer, run_segments, step_of
 from intact.leaves.weight import QWeight
+from intact.private import compiled, gru_steps, lstm_steps
+from intact.types import PerGroup, PerToken
 
 __all__ = ["Gates", "QRecurrent", "QRecurrentCell", "run_layers"]
 
@@ -45,6 +49,31 @@ class Gates:
         """What inputs give to the gates."""
         return product(x, self.weight_ih, self.bias_ih)
 
+    def run(self, kind: Kind, x: Tensor, sizes: Sequence[int], state: State, *, reverse: bool) -> tuple[Tensor, State]:
+        """One direction of one layer over packed sequences (see :func:`intact.leaves.recurrent_core.run_layer`)."""
+        gates = self.of_input(x)
+        if self._fused_applies(kind, gates, state):
+            with torch.no_grad():
+                return run_segments(gates, sizes, state, self._steps(kind, reverse), reverse=reverse)
+        return run_layer(gates, sizes, state, self.step(kind), reverse=reverse)
+
+    def _fused_applies(self, kind: Kind, gates: Tensor, state: State) -> bool:
+        """Whether all steps can be one function, which takes all numbers to be finite: from such it makes no others."""
+        how = self.weight_hh.how
+        return (kind in ("lstm", "gru") and self.weight_hr is None and isinstance(how, Dynamic)
+                and isinstance(how.activation, PerToken) and not isinstance(how.weight, PerGroup)
+                and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (gates, *state))
+                and state[0].shape[1] % 4 == 0 and not torch.compiler.is_compiling() and loops_are_exact()
+                and all(math.isfinite(float(t.sum())) for t in (gates, *state)))
+
+    def _steps(self, kind: Kind, reverse: bool) -> Steps:
+        d, bias = self.weight_hh.derived(), self.bias_hh
+        same = (d.wide, d.row_scale, d.offsets, torch.zeros_like(d.offsets) if bias is None else bias)
+        if kind == "gru":
+            return lambda x, state, out: (compiled(gru_steps)(x, state[0].contiguous(), *same, out, reverse),)
+        return lambda x, state, out: compiled(lstm_steps)(
+            x, state[0].contiguous(), state[1].contiguous(), *same, out, reverse)
+
     def step(self, kind: Kind) -> Step:
         """The state after a step."""
         weight = self.weight_hr
@@ -62,13 +91,37 @@ def run_layers(
         for way in range(ways):
             cell = gates[first + way]
             before = tuple(s[first + way] for s in state)
-            y, last = run_layer(cell.of_input(x), sizes, before, cell.step(kind), reverse=way == 1)
+            y, last = cell.run(kind, x, sizes, before, reverse=way == 1)
             outputs.append(y)
             lasts.append(last)
         x = torch.cat(outputs, 1) if ways == 2 else outputs[0]
         if dropout and first + ways < len(gates):
             x = F.dropout(x, dropout)
     return x, tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
+
+
+@lru_cache(maxsize=1)
+@torch.no_grad()
+def loops_are_exact() -> bool:
+    """Whether the functions of all steps run here and give the numbers of the single steps, bit for bit."""
+    g = torch.Generator().manual_seed(0)
+    for rows, size in ((1, 4), (3, 20), (16, 64), (5, 260)):
+        kinds: tuple[tuple[Kind, int, int], ...] = (("lstm", 4, 2), ("gru", 3, 1))
+        for kind, count, states in kinds:
+            n = count * size
+            codes = torch.randint(-127, 128, (n, size), generator=g, dtype=torch.int8)
+            weight = QWeight(Dynamic(), (n, size), codes, torch.rand(n, generator=g) * 0.01)
+            state = tuple(torch.randn(rows, size, generator=g) for _ in range(states))
+            gates = Gates(weight, weight, None, None, torch.randn(n, generator=g))
+            x = torch.randn(4 * rows, n, generator=g)
+            wanted = run_layer(x, [rows] * 4, state, gates.step(kind), reverse=True)
+            try:
+                found = run_segments(x, [rows] * 4, state, gates._steps(kind, True), reverse=True)
+            except (RuntimeError, AttributeError):  # not compiled for this CPU, or gone from this version of torch
+                return False
+            if not all(map(torch.equal, (found[0], *found[1]), (wanted[0], *wanted[1]))):
+                return False
+    return True
 
 
 class _Cell(nn.Module):

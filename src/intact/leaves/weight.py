@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from intact.errors import NonFiniteError, PlanError
 from intact.leaves.group_codes import group_codes, pack, unpack
 from intact.leaves.how import Dynamic, Float16, LeafHow, WeightOnly
 from intact.observers import weight_qparams
-from intact.private import fingerprint, pack_matrix
+from intact.private import ROW_MARGIN, fingerprint, pack_matrix
 from intact.types import INT8_NARROW, PerChannel, PerGroup, PerTensor, PerToken
 
 __all__ = ["Derived", "QWeight", "encode", "skeleton"]
@@ -38,6 +39,11 @@ class Derived:
 
         self.zeros = torch.zeros(codes.shape[0], dtype=torch.int32, device=codes.device)
         self._packed: dict[int, Tensor] = {}
+
+    @cached_property
+    def wide(self) -> Tensor:
+        """The codes of a matrix with columns of zeros for what stands behind the codes of rows."""
+        return F.pad(self.codes, (0, ROW_MARGIN))
 
     def packed(self, margin: int) -> Tensor:
         """The codes of a matrix once more, with ``margin`` columns of zeros behind, laid out for the fast product."""
