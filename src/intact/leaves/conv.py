@@ -103,7 +103,8 @@ def _integer(
         base = low.reshape(column) * derived.offsets.reshape(channel)
         return y.add_(base if bias is None else base.add_(bias.reshape(channel)))
     step, zero = tensor_range(x)
-    acc = conv_int(quantize_tensor(x, step, zero), weight.codes, int(zero.nan_to_num()), stride, none, none, dilation, groups)
+    codes, origin = quantize_tensor(x, step, zero), int(zero.nan_to_num())
+    acc = conv_int(codes, weight.codes, origin, stride, none, none, dilation, groups)
     y = acc.to(torch.float32).mul_(step * scale)
     return y if bias is None else y.add_(bias.reshape(channel))
 
