@@ -6,19 +6,25 @@
 * ``torch.ops.onednn.qlinear_prepack`` and ``qlinear_pointwise``: the same product of uint8 and int8, with the weight
   laid out once, and scaled as it is written. Used only where :func:`packed_matmul_is_exact` has found its float32
   results equal to those of the loop.
+* ``torch.ops.quantized.embedding_bag_byte_prepack``: fbgemm's row-wise codes in one pass over memory; torch has no
+  other kernel that finds the range of every row and rounds to it. Its operands are plain tensors. Used only where
+  :func:`intact.arithmetic.quantize_rows` has found its results equal to those of torch's elementwise operations.
 * ``Tensor._version``: the only way to learn that a tensor was written to in place, so that a model whose weights
   changed after they were turned into codes is never evaluated with stale codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-__all__ = ["fingerprint", "int8_matmul", "pack_matrix", "packed_matmul", "packed_matmul_is_exact"]
+__all__ = ["ROW_MARGIN", "fingerprint", "fused_rows", "int8_matmul", "pack_matrix", "packed_matmul",
+           "packed_matmul_is_exact"]
+
+ROW_MARGIN = 8  #: columns behind the codes of :func:`fused_rows`: two float32 numbers
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
@@ -27,37 +33,62 @@ def fingerprint(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Exact int32 product of int8 matrices of shapes (m, k) and (k, n)."""
+    """Exact int32 product of int8 or uint8 (m, k) and int8 (k, n)."""
     if a.shape[1] == 1:  # an outer product: torch._int_mm (2.13) gives wrong numbers for k == 1 and n > 1
         return a.to(torch.int32) * b.to(torch.int32)
-    if a.device.type == "cpu" and _fast_is_exact():
+    if a.device.type == "cpu" and _fast_is_exact(a.dtype):
         return torch._int_mm(a, b)
+    if a.device.type == "cpu" and a.dtype == torch.uint8 and _fast_is_exact(torch.int8):
+        centred = (a ^ 128).view(torch.int8)  # flipping the top bit subtracts 128
+        return torch._int_mm(centred, b).add_(b.sum(0, dtype=torch.int32), alpha=128)
     if a.device.type == "cpu":
         return a.to(torch.int32) @ b.to(torch.int32)
-    # accelerators have no int32 matrix product; float64 is exact: |sum| <= 2**14 * k < 2**53
+    # accelerators have no int32 matrix product; float64 is exact: |sum| <= 2**15 * k < 2**53
     return (a.to(torch.float64) @ b.to(torch.float64)).to(torch.int32)
 
 
-@lru_cache(maxsize=1)
-def _fast_is_exact() -> bool:
-    """Whether ``torch._int_mm`` exists here and equals the scalar loop on hard cases."""
+@lru_cache(maxsize=2)
+def _fast_is_exact(dtype: torch.dtype) -> bool:
+    """Whether ``torch._int_mm`` exists here for such codes and equals the scalar loop on hard cases."""
     if not hasattr(torch, "_int_mm"):
         return False
     generator = torch.Generator().manual_seed(0)
+    low, high = (0, 255) if dtype == torch.uint8 else (-128, 127)
     for m, k, n in ((1, 2, 1), (3, 2, 5), (3, 5, 7), (17, 33, 9), (64, 576, 64), (130, 257, 31)):
         for extreme in (True, False):
-            a = torch.randint(-128, 128, (m, k), generator=generator, dtype=torch.int8)
+            a = torch.randint(low, high + 1, (m, k), generator=generator).to(dtype)
             b = torch.randint(-128, 128, (k, n), generator=generator, dtype=torch.int8)
             if extreme:
-                a = torch.where(a < 0, -128, 127).to(torch.int8)
+                a = torch.where(a < (low + high + 1) // 2, low, high).to(dtype)
                 b = torch.where(b < 0, -128, 127).to(torch.int8)
             try:
                 fast = torch._int_mm(a, b)
-            except RuntimeError:  # not compiled for this CPU, or a size that it refuses
+            except RuntimeError:  # not compiled for this CPU, or a size or type that it refuses
                 return False
             if not torch.equal(fast, a.to(torch.int32) @ b.to(torch.int32)):
                 return False
     return True
+
+
+def fused_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of rows, ``rint((x - low) * (255 / (high - low + 1e-8)))``, for finite float32 x (m, k).
+
+    Returns:
+        Codes, uint8 (m, k + 8), the last 8 columns of no meaning; ``(high - low) / 255`` and ``low``, (m, 1).
+    """
+    codes: Tensor = _row_codes()(x)
+    k = x.shape[1]
+    if k % 4:  # the numbers are not where a float32 may be
+        pair = codes[:, k:].clone(memory_format=torch.contiguous_format).view(torch.float32)
+        return codes, pair[:, :1], pair[:, 1:]
+    numbers = codes.view(torch.float32)
+    return codes, numbers.narrow(1, k // 4, 1), numbers.narrow(1, k // 4 + 1, 1)
+
+
+@lru_cache(maxsize=1)
+def _row_codes() -> Callable[[Tensor], Tensor]:
+    found: Callable[[Tensor], Tensor] = torch.ops.quantized.embedding_bag_byte_prepack.default
+    return found
 
 
 def pack_matrix(w: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from intact.arithmetic import (
     REFERENCE,
     Arithmetic,
+    Multiplier,
     Rounding,
     accumulator_bounds,
     carrier_for,
@@ -124,8 +125,8 @@ def test_a_code_quantizes_to_itself(scale: float, zero: int) -> None:
 
 def test_requantize_rounds_the_accumulator_and_then_the_product() -> None:
     acc = torch.tensor([2**24 + 1, 2**24 + 3, -5, 5, 1000], dtype=torch.int32)
-    assert requantize(acc, torch.tensor(2.0**-17), 1, 0, 255, REFERENCE).tolist() == [129, 129, 1, 1, 1]
-    assert requantize(acc, torch.tensor(0.5), 0, -128, 127, REFERENCE).tolist() == [127, 127, -2, 2, 127]
+    assert requantize(acc, Multiplier(torch.tensor(2.0**-17)), 1, 0, 255, REFERENCE).tolist() == [129, 129, 1, 1, 1]
+    assert requantize(acc, Multiplier(torch.tensor(0.5)), 0, -128, 127, REFERENCE).tolist() == [127, 127, -2, 2, 127]
 
 
 # -- weights -----------------------------------------------------------------------------------------

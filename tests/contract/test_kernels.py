@@ -45,7 +45,7 @@ def test_a_sample_does_not_depend_on_the_others(op: str) -> None:
     def run(data: st.DataObject) -> None:
         binding, xs, batch = DRAWN[op](data.draw)
         whole = KERNELS[op](binding)([x.clone() for x in xs], batch)
-        if any(x.shape[0] != batch for x in xs) or whole.shape[0] % batch:
+        if any(x.shape[0] != batch or x.ndim != max(v.ndim for v in xs) for x in xs) or whole.shape[0] % batch:
             return  # an operand without a batch
         rows = whole.shape[0] // batch
         for i in range(batch):

@@ -41,7 +41,7 @@ class TestEvery:
         for op, rule in target.rules.items():
             assert rule.macs == (op in MAC_OPS), op
             assert (rule.output is Output.SHARED) == (op in PASSIVE_OPS), op
-            assert rule.fixed is None or rule.output is Output.FREE, op
+            assert not rule.fixed or rule.output is Output.FREE, op
         with pytest.raises(FrozenInstanceError):
             target.version = 2  # type: ignore[misc]
 

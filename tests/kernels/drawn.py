@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from intact.arithmetic import REFERENCE, Arithmetic
+from intact.arithmetic import REFERENCE, Arithmetic, Requantize, Rounding
 from intact.kernels import KERNELS, UNARY_OPS, Binding
 from intact.targets import get_target
 from intact.types import INT32, PerChannel, PerTensor, QParams, QTensor, QType
@@ -18,6 +19,7 @@ __all__ = ["DRAWN", "MOVING", "REFERENCE", "RUNTIME", "Draw", "accumulator", "dr
            "draw_params", "same_in_both_carriers"]
 
 RUNTIME = get_target("onnxruntime").arithmetic
+FIXED = get_target("fixed_point").arithmetic
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Drawn = tuple[Binding, list[Tensor], int]
 
@@ -182,7 +184,10 @@ MOVING = {"max_pool", "reshape", "permute", "expand", "slice", "index_select", "
 
 def rules(draw: Draw) -> tuple[Arithmetic, Sequence[int]]:
     """A target's arithmetic, with the widths that it allows."""
-    return draw(st.sampled_from([(RUNTIME, (2, 4, 8)), (REFERENCE, (2, 8, 13, 16))]))
+    if draw(st.booleans()):
+        return draw(st.sampled_from([(RUNTIME, (2, 4, 8)), (REFERENCE, (2, 8, 13, 16))]))
+    return replace(FIXED, rounding=draw(st.sampled_from(Rounding)), zero_inside=draw(st.booleans()), requantize=draw(
+        st.sampled_from([Requantize.FIXED_POINT, Requantize.FIXED_POINT_TWICE]))), (2, 4, 8)
 
 
 def plain(op: str) -> Callable[[Draw], Drawn]:

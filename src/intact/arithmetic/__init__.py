@@ -1,24 +1,29 @@
 """The number rules of runtimes: quantize, round, saturate, accumulate, requantize. The only room that rounds."""
 
 from intact.arithmetic.accumulate import accumulator_bounds, carrier_for
-from intact.arithmetic.arithmetic import REFERENCE, Arithmetic, BinaryRule, PoolRule
-from intact.arithmetic.dynamic import quantize_rows, quantize_tensor, tensor_range
+from intact.arithmetic.arithmetic import REFERENCE, Arithmetic, BinaryRule, PoolRule, Requantize
+from intact.arithmetic.dynamic import ROW_EPSILON, quantize_rows, quantize_tensor, tensor_range
 from intact.arithmetic.elementwise import add_codes, fma_float32, mul_codes, sub_codes
+from intact.arithmetic.fixed_point import fixed_point, rounded_shift, shared_fixed_point
 from intact.arithmetic.quantize import dequantize, quantize, quantize_weight
-from intact.arithmetic.requantize import multiplier, requantize, saturate
+from intact.arithmetic.requantize import Multiplier, multiplier, requantize, saturate
 from intact.arithmetic.rounding import Rounding, round_to_int
 from intact.arithmetic.weight_rounding import quantize_kernel_weight
 
 __all__ = [
+    "ROW_EPSILON",
     "REFERENCE",
     "Arithmetic",
     "BinaryRule",
+    "Multiplier",
     "PoolRule",
+    "Requantize",
     "Rounding",
     "accumulator_bounds",
     "add_codes",
     "carrier_for",
     "dequantize",
+    "fixed_point",
     "fma_float32",
     "mul_codes",
     "multiplier",
@@ -29,7 +34,9 @@ __all__ = [
     "quantize_weight",
     "requantize",
     "round_to_int",
+    "rounded_shift",
     "saturate",
+    "shared_fixed_point",
     "sub_codes",
     "tensor_range",
 ]

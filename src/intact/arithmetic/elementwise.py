@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from intact.arithmetic.arithmetic import Arithmetic, BinaryRule
+from intact.arithmetic.fixed_point import rounded_shift, shared_fixed_point
 from intact.arithmetic.quantize import dequantize, quantize
+from intact.arithmetic.requantize import multiplier, requantize
 from intact.arithmetic.rounding import round_to_int
 from intact.types import QParams
 
@@ -45,6 +47,8 @@ def add_codes(
     FUSED is ONNX Runtime's ``QLinearAdd`` on x86 with FMA: with ``ra = s_a/s_y``, ``rb = s_b/s_y``,
     ``c = z_y - fma(ra, z_a, rb*z_b)``: ``round(fma(a, ra, fma(b, rb, c)))``.
     """
+    if arith.add is BinaryRule.INTEGER:
+        return _weighted_sum(a, b, qa, qb, out, arith, 1)
     if arith.add is BinaryRule.DEQUANTIZED:
         return quantize(dequantize(a, qa) + dequantize(b, qb), out, arith)
     ra, rb = qa.scale / out.scale, qb.scale / out.scale
@@ -55,10 +59,25 @@ def add_codes(
     return round_to_int(y, arith.rounding).clamp_(out.qtype.qmin, out.qtype.qmax)
 
 
+def _weighted_sum(
+    a: torch.Tensor, b: torch.Tensor, qa: QParams, qb: QParams, out: QParams, arith: Arithmetic, sign: int
+) -> torch.Tensor:
+    """``round((a - z_a) * s_a/s_y + sign * (b - z_b) * s_b/s_y) + z_y``: two multipliers of one shift, one rounding."""
+    ratios = torch.stack([qa.scale, qb.scale]).to(torch.float64) / out.scale.to(torch.float64)
+    m0, shift = shared_fixed_point(ratios)
+    left = (a.to(torch.int64) - int(qa.zero_point)) * int(m0[0])
+    right = (b.to(torch.int64) - int(qb.zero_point)) * int(m0[1])
+    zero = int(out.zero_point)
+    total = rounded_shift(left + sign * right, shift.to(a.device), arith.rounding, zero if arith.zero_inside else 0)
+    return total.add_(zero).clamp_(out.qtype.qmin, out.qtype.qmax).to(torch.float32)
+
+
 def sub_codes(
     a: torch.Tensor, b: torch.Tensor, qa: QParams, qb: QParams, out: QParams, arith: Arithmetic
 ) -> torch.Tensor:
-    """Output codes of ``a - b``, computed on dequantized values (no runtime has an integer kernel)."""
+    """Output codes of ``a - b``: on dequantized values, unless additions are in integers."""
+    if arith.add is BinaryRule.INTEGER:
+        return _weighted_sum(a, b, qa, qb, out, arith, -1)
     return quantize(dequantize(a, qa) - dequantize(b, qb), out, arith)
 
 
@@ -70,6 +89,10 @@ def mul_codes(
     FUSED is ONNX Runtime's ``QLinearMul`` on x86: ``round((a-z_a)(b-z_b) * (s_a*s_b/s_y) + z_y)``,
     the zero point inside the rounding.
     """
+    if arith.mul is BinaryRule.INTEGER:
+        by = multiplier(qa.scale, qb.scale, out.scale, arith).to(a.device)
+        product = (a.to(torch.int64) - int(qa.zero_point)) * (b.to(torch.int64) - int(qb.zero_point))
+        return requantize(product, by, int(out.zero_point), out.qtype.qmin, out.qtype.qmax, arith)
     if arith.mul is BinaryRule.DEQUANTIZED:
         return quantize(dequantize(a, qa) * dequantize(b, qb), out, arith)
     ratio = ((qa.scale * qb.scale) / out.scale).to(a.device)

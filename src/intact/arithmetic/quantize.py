@@ -16,16 +16,20 @@ def quantize(
 ) -> torch.Tensor:
     """Codes of ``x`` as integer-valued float32: ``clamp(round(x / scale) + zero_point)``.
 
-    True division, zero point outside the rounding (ONNX ``QuantizeLinear``). Infinities saturate;
-    a NaN stays NaN and is for the caller to refuse.
+    True division and the zero point outside the rounding (ONNX ``QuantizeLinear``), unless the arithmetic says
+    otherwise. Infinities saturate: the clamp comes before any cast. A NaN stays NaN and is for the caller to refuse.
 
     >>> from intact.types import UINT8
     >>> quantize(torch.tensor([0.25, 0.75, 1e9]), QParams.per_tensor(0.5, 3, UINT8))
     tensor([  3.,   5., 255.])
     """
     scale, zero = qparams.broadcast(x.ndim)
-    codes = round_to_int(x / scale.to(x.device), arithmetic.rounding, inplace=True)
-    codes.add_(zero.to(x.device))
+    scale, zero = scale.to(x.device), zero.to(x.device)
+    real = x * scale.reciprocal() if arithmetic.reciprocal else x / scale
+    if arithmetic.zero_inside:
+        codes = round_to_int(real.add_(zero), arithmetic.rounding, inplace=True)
+    else:
+        codes = round_to_int(real, arithmetic.rounding, inplace=True).add_(zero)
     return codes.clamp_(qparams.qtype.qmin, qparams.qtype.qmax)
 
 

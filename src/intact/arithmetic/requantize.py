@@ -1,42 +1,115 @@
-"""From a wide accumulator to output codes: one multiplier, one rounding, one place."""
+"""From a wide accumulator to output codes: one multiplier, one place."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
+from torch import Tensor
 
-from intact.arithmetic.arithmetic import Arithmetic
-from intact.arithmetic.rounding import round_to_int
+from intact.arithmetic.arithmetic import REFERENCE, Arithmetic, Requantize
+from intact.arithmetic.fixed_point import fixed_point, scaled, scaled_twice
+from intact.arithmetic.rounding import Rounding, round_to_int
 
-__all__ = ["multiplier", "requantize", "saturate"]
+__all__ = ["Multiplier", "multiplier", "requantize", "saturate"]
+
+_DOUBLE_EXACT = 2.0**21  # an accumulator below it, times 31 bits, and half a step, is a float64
+
+
+@dataclass(frozen=True, eq=False)
+class Multiplier:
+    """What an accumulator is multiplied with, as the arithmetic has it.
+
+    Args:
+        real: the number itself, float32 for ``FLOAT``, else float64 (exactly ``m0 * 2**-shift``).
+        m0: 31 bits, int64; None for ``FLOAT``.
+        shift: int64; None for ``FLOAT``.
+        small: every accumulator that it is used on lies below 2**21, so that float64 holds all products.
+    """
+
+    real: Tensor
+    m0: Tensor | None = None
+    shift: Tensor | None = None
+    small: bool = False
+
+    def to(self, device: torch.device) -> Multiplier:
+        """On another device."""
+        if self.real.device == device:
+            return self
+        move = {name: t.to(device) for name in ("m0", "shift") if (t := getattr(self, name)) is not None}
+        return replace(self, real=self.real.to(device), **move)
+
+    def reshape(self, *shape: int) -> Multiplier:
+        """To be broadcast; one number stays one number."""
+        if not self.real.ndim:
+            return self
+        move = {name: t.reshape(shape) for name in ("m0", "shift") if (t := getattr(self, name)) is not None}
+        return replace(self, real=self.real.reshape(shape), **move)
 
 
 def multiplier(
-    input_scale: torch.Tensor, weight_scale: torch.Tensor, output_scale: torch.Tensor
-) -> torch.Tensor:
-    """``float32(float32(s_x * s_w) / s_y)``: two roundings, in this order (ONNX Runtime, oneDNN)."""
-    return (input_scale * weight_scale) / output_scale
+    input_scale: Tensor, weight_scale: Tensor, output_scale: Tensor, arithmetic: Arithmetic = REFERENCE,
+    bound: float = 2.0**31,
+) -> Multiplier:
+    """``s_x * s_w / s_y``.
+
+    ``FLOAT``: ``float32(float32(s_x * s_w) / s_y)``: two roundings, in this order (ONNX Runtime, oneDNN). Else the
+    quotient in float64, then 31 bits of it.
+
+    Args:
+        input_scale: float32.
+        weight_scale: float32; one, or one for each channel.
+        output_scale: float32.
+        arithmetic: the target's number rules.
+        bound: of the accumulators that it will be used on.
+
+    Raises:
+        PlanError: if the number cannot be expressed.
+    """
+    if arithmetic.requantize is Requantize.FLOAT:
+        return Multiplier((input_scale * weight_scale) / output_scale)
+    real = input_scale.to(torch.float64) * weight_scale.to(torch.float64) / output_scale.to(torch.float64)
+    m0, shift = fixed_point(real, power_of_two=arithmetic.requantize is Requantize.SHIFT)
+    exact = m0.to(torch.float64) * torch.exp2(-shift.to(torch.float64))
+    return Multiplier(exact, m0, shift, bound < _DOUBLE_EXACT)
 
 
 def requantize(
-    accumulator: torch.Tensor,
-    scale: torch.Tensor,
-    zero_point: int,
-    low: int,
-    high: int,
-    arithmetic: Arithmetic,
-) -> torch.Tensor:
-    """``clamp(round(float32(acc) * scale) + zero_point, low, high)`` as integer-valued float32.
+    accumulator: Tensor, by: Multiplier, zero_point: int, low: int, high: int, arithmetic: Arithmetic,
+) -> Tensor:
+    """``clamp(round(acc * M) + zero_point, low, high)`` as integer-valued float32.
 
-    ``accumulator`` holds exact integers in any dtype; it may be overwritten when it is float32.
-    Converting it to float32 rounds half to even, as the runtime's own int32 conversion does.
+    ``accumulator`` holds exact integers in any dtype; it may be overwritten when it is float32. For ``FLOAT`` it is
+    converted to float32 first, which rounds half to even, as the runtime's own int32 conversion does.
     """
-    acc = accumulator if accumulator.dtype == torch.float32 else accumulator.to(torch.float32)
-    codes = round_to_int(acc.mul_(scale), arithmetic.rounding, inplace=True)
-    if zero_point:
-        codes.add_(zero_point)
-    return codes.clamp_(low, high)
+    if by.m0 is None or by.shift is None:
+        acc = accumulator if accumulator.dtype == torch.float32 else accumulator.to(torch.float32)
+        inside = zero_point if arithmetic.zero_inside else 0
+        real = acc.mul_(by.real)
+        codes = round_to_int(real.add_(inside) if inside else real, arithmetic.rounding, inplace=True)
+        if zero_point and not inside:
+            codes.add_(zero_point)
+        return codes.clamp_(low, high)
+    inside = zero_point if arithmetic.zero_inside else 0
+    if arithmetic.requantize is Requantize.FIXED_POINT_TWICE:
+        whole = scaled_twice(accumulator, by.m0, by.shift)
+    elif by.small and not (inside & 1 or (inside and arithmetic.rounding is Rounding.HALF_AWAY)):
+        codes = _round_small(accumulator.to(torch.float64).mul_(by.real), arithmetic.rounding)
+        return codes.add_(zero_point).clamp_(low, high).to(torch.float32)
+    else:
+        whole = scaled(accumulator, by.m0, by.shift, arithmetic.rounding, inside)
+    return whole.add_(zero_point).clamp_(low, high).to(torch.float32)
 
 
-def saturate(codes: torch.Tensor, low: int, high: int) -> torch.Tensor:
+def _round_small(x: Tensor, rounding: Rounding) -> Tensor:
+    """In place, for float64 numbers to which 0.5 can be added without a rounding."""
+    if rounding is Rounding.HALF_EVEN:
+        return x.round_()
+    if rounding is Rounding.HALF_AWAY:
+        return x.add_(torch.copysign(torch.tensor(0.5, dtype=x.dtype, device=x.device), x)).trunc_()
+    return (x if rounding is Rounding.FLOOR else x.add_(0.5)).floor_()
+
+
+def saturate(codes: Tensor, low: int, high: int) -> Tensor:
     """Clamp integer-valued codes."""
     return codes.clamp(low, high)

@@ -155,7 +155,7 @@ def _check_weight(q: QModel, node: Node, b: Binding, where: str) -> None:
     if b.bias is not None and (b.bias.dtype != torch.int32 or list(b.bias.shape) != [codes.shape[0]]):
         raise ArtifactError("the bias has the wrong form", where=where, got=f"{b.bias.dtype} {list(b.bias.shape)}",
                             allowed=f"int32 [{codes.shape[0]}]")
-    if not bool(torch.isfinite(multiplier(b.inputs[0].scale, p.scale, b.output.scale)).all()):
+    if not bool(torch.isfinite(multiplier(b.inputs[0].scale, p.scale, b.output.scale).real).all()):
         raise ArtifactError("the multiplier of a channel is not finite", where=where)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from intact.arithmetic import ROW_EPSILON
 from intact.errors import ExportError
 from intact.exporters.builder import Builder, onnx_type, place
 from intact.exporters.leaf_weights import (
@@ -28,9 +29,6 @@ from intact.leaves.how import Dynamic
 from intact.types import PerToken
 
 __all__ = ["LEAF_FORMS", "Operand", "Probe", "prepared", "product", "quantized", "reshaped"]
-
-_TINY = np.array(2.0**-100, np.float32)  # as intact.arithmetic.quantize_rows
-_SHARE = np.array(1.0 / 255.0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -105,10 +103,13 @@ def _rows(b: Builder, x: str) -> Operand:
     last = numbers(b, [1])
     high = b.op("ReduceMax", [x, last], f"{x}:high", keepdims=1)
     low = b.op("ReduceMin", [x, last], f"{x}:low", keepdims=1)
-    share = b.op("Mul", [b.op("Sub", [high, low], f"{x}:range"), b.const("number:1/255", _SHARE)], f"{x}:share")
-    step = b.op("Max", [share, b.const("number:tiny", _TINY)], f"{x}:step")
-    above = b.op("Sub", [x, low], f"{x}:above")
-    codes = b.op("QuantizeLinear", [above, b.op("Squeeze", [step, last], f"{x}:steps")], f"{x}:codes", axis=0)
+    span, most = b.op("Sub", [high, low], f"{x}:range"), b.const("number:255", np.array(255.0, np.float32))
+    share = b.op("Div", [span, most], f"{x}:share")
+    step = b.op("Add", [share, b.const("number:epsilon/255", np.array(ROW_EPSILON / 255.0, np.float32))], f"{x}:step")
+    wide = b.op("Add", [span, b.const("number:epsilon", np.array(ROW_EPSILON, np.float32))], f"{x}:wide")
+    above = b.op("Mul", [b.op("Sub", [x, low], f"{x}:above"), b.op("Div", [most, wide], f"{x}:inverse")], f"{x}:real")
+    # a scale of 1: nothing but rounding
+    codes = b.op("QuantizeLinear", [above, b.const("number:1", np.array(1.0, np.float32))], f"{x}:codes")
     return Operand(codes, step, low=low)
 
 

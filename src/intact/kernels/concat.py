@@ -7,11 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from intact.arithmetic import dequantize, quantize
+from intact.arithmetic import dequantize, multiplier, quantize, requantize
 from intact.kernels.base import Binding, Kernel, kernel
 from intact.kernels.elementwise import all_codes, look_up
+from intact.types import QParams
 
 __all__ = ["ConcatKernel"]
+
+
+def rescaled(q: QParams, binding: Binding) -> Tensor:
+    """The output's code of every code of an operand."""
+    codes, out, arithmetic = all_codes(q), binding.output, binding.arithmetic
+    if not arithmetic.integer_only:
+        return quantize(dequantize(codes, q), out, arithmetic)
+    by = multiplier(q.scale, torch.ones(()), out.scale, arithmetic, 2.0**17)
+    return requantize(codes - int(q.zero_point), by, int(out.zero_point), out.qtype.qmin, out.qtype.qmax, arithmetic)
 
 
 @kernel("concat")
@@ -22,7 +32,7 @@ class ConcatKernel(Kernel):
         super().__init__(binding)
         self.tables = [
             None if q.same_as(binding.output)
-            else quantize(dequantize(all_codes(q), q), binding.output, binding.arithmetic)
+            else rescaled(q, binding)
             for q in binding.inputs
         ]
 

@@ -35,7 +35,7 @@ class _WeightedKernel(Kernel):
             bounds = bounds + binding.bias.to(torch.float64).abs()
         self.bound = float(bounds.max()) if bounds.numel() else 0.0
         width = binding.arithmetic.accumulator_bits
-        limit = 2.0 ** (31 if width == 32 else width)
+        limit = binding.arithmetic.accumulator_limit
         if self.bound >= limit:
             raise PlanError(f"the accumulator of {width} bits can overflow", where=binding.where,
                             got=f"{self.bound:.4g}", allowed=f"below {limit:.4g}", fix="leave this layer in float")
@@ -45,7 +45,8 @@ class _WeightedKernel(Kernel):
         self.parts = self._parts(bounds, qx)
         #: float32 where every product is, so that no call converts it
         self.weight = self.codes.to(self.carrier if self.parts == 1 else torch.float32)
-        self.scale = multiplier(qx.scale, binding.weight.qparams.scale, binding.output.scale)
+        self.multiplier = multiplier(qx.scale, binding.weight.qparams.scale, binding.output.scale,
+                                     binding.arithmetic, self.bound)
         self.low, self.high = activation_codes(binding)
 
     def _parts(self, bounds: Tensor, qx: QParams) -> int:
@@ -71,9 +72,8 @@ class _WeightedKernel(Kernel):
         if b.is_accumulator:
             keep = like.is_floating_point() or self.wide  # int32 would wrap a wide sum
             return acc if keep else acc.to(b.output.qtype.storage)
-        scale = self.scale.to(acc.device)
-        scale = scale.reshape(shape) if scale.ndim else scale
-        codes = requantize(acc, scale, int(b.output.zero_point), self.low, self.high, b.arithmetic)
+        by = self.multiplier.to(acc.device).reshape(*shape)
+        codes = requantize(acc, by, int(b.output.zero_point), self.low, self.high, b.arithmetic)
         return to_carrier(codes, like, b)
 
     def centred(self, x: Tensor) -> Tensor:

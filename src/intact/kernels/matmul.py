@@ -21,7 +21,7 @@ class MatMulKernel(Kernel):
         super().__init__(binding)
         self.zeros = [int(q.zero_point) for q in binding.inputs]
         qa, qb = binding.inputs
-        self.scale = multiplier(qa.scale, qb.scale, binding.output.scale)
+        self.multiplier = multiplier(qa.scale, qb.scale, binding.output.scale, binding.arithmetic)
         self.low, self.high = activation_codes(binding)
 
     def bound(self, length: int) -> float:
@@ -40,6 +40,6 @@ class MatMulKernel(Kernel):
         acc = torch.matmul(a.to(carrier) - self.zeros[0], b.to(carrier) - self.zeros[1])
         if self.binding.is_accumulator:
             return acc
-        codes = requantize(acc, self.scale.to(acc.device), int(self.binding.output.zero_point), self.low,
+        codes = requantize(acc, self.multiplier.to(acc.device), int(self.binding.output.zero_point), self.low,
                            self.high, self.binding.arithmetic)
         return to_carrier(codes, a, self.binding)

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intact.arithmetic import PoolRule, carrier_for, dequantize, requantize, round_to_int
+from intact.arithmetic import (
+    Arithmetic,
+    Multiplier,
+    PoolRule,
+    Requantize,
+    carrier_for,
+    dequantize,
+    multiplier,
+    requantize,
+    round_to_int,
+)
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
 
 __all__ = ["AveragePoolKernel", "MeanKernel"]
+
+
+def _average_multiplier(
+    scale: Tensor, output_scale: Tensor, count: Tensor, arithmetic: Arithmetic, bound: float
+) -> Multiplier:
+    """``s_x / (s_y * n)``; in float32 in this order."""
+    if arithmetic.requantize is Requantize.FLOAT:
+        return Multiplier(scale / (output_scale * count))
+    one = torch.ones((), dtype=torch.float64, device=scale.device)
+    return multiplier(scale, one, output_scale.to(torch.float64) * count.to(torch.float64), arithmetic, bound)
 
 
 @kernel("mean")
@@ -33,9 +54,9 @@ class MeanKernel(Kernel):
         total = (x.to(carrier) - zero).sum(axes, keepdim=b.attrs["keepdim"], dtype=carrier)
         if b.is_accumulator:
             return total
-        scale = qx.scale / (b.output.scale * float(count))
+        by = _average_multiplier(qx.scale, b.output.scale, torch.tensor(float(count)), b.arithmetic, bound)
         low, high = activation_codes(b)
-        codes = requantize(total, scale.to(x.device), int(b.output.zero_point), low, high, b.arithmetic)
+        codes = requantize(total, by.to(x.device), int(b.output.zero_point), low, high, b.arithmetic)
         return to_carrier(codes, x, b)
 
 
@@ -106,7 +127,9 @@ class AveragePoolKernel(Kernel):
     def _exact(self, x: Tensor) -> Tensor:
         b = self.binding
         (qx,) = b.inputs
-        centred = x.to(torch.float32) - int(qx.zero_point)
-        total = self._sum(centred, b.attrs["padding"], x.shape[2:])
-        scale = qx.scale.to(x.device) / (b.output.scale.to(x.device) * self._counts(x))
-        return requantize(total, scale, int(b.output.zero_point), self.low, self.high, b.arithmetic)
+        zero = int(qx.zero_point)
+        bound = float(math.prod(b.attrs["kernel"])) * max(qx.qtype.qmax - zero, zero - qx.qtype.qmin)
+        total = self._sum(x.to(carrier_for(bound)) - zero, b.attrs["padding"], x.shape[2:])
+        scales = qx.scale.to(x.device), b.output.scale.to(x.device)
+        by = _average_multiplier(*scales, self._counts(x), b.arithmetic, bound)
+        return requantize(total, by, int(b.output.zero_point), self.low, self.high, b.arithmetic)

@@ -96,8 +96,9 @@ def _integer(
     none, channel, derived = (0,) * (x.ndim - 2), (1, -1, *[1] * (x.ndim - 2)), weight.derived()
     scale = derived.row_scale.reshape(channel)
     if isinstance(weight.how.activation, PerToken):
-        flat, step, low = quantize_rows(x.flatten(1))
-        acc = conv_int(flat.reshape(x.shape), weight.codes, 0, stride, none, none, dilation, groups)
+        rows = x.flatten(1)
+        codes, step, low = quantize_rows(rows)
+        acc = conv_int(codes[:, : rows.shape[1]].reshape(x.shape), weight.codes, 0, stride, none, none, dilation, groups)
         column = (-1, *[1] * (x.ndim - 1))
         y = acc.to(torch.float32).mul_(scale).mul_(step.reshape(column))
         base = low.reshape(column) * derived.offsets.reshape(channel)

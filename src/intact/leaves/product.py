@@ -18,8 +18,7 @@ from intact.types import PerToken
 
 __all__ = ["product", "scaled_products"]
 
-_CHUNK = 1 << 18  # float32 numbers at a time: what every pass touches stays in a core's cache
-_LEAST = 128  # rows: fewer starve the matrix product
+_CHUNK = 1 << 17  # float32 numbers at a time: what several passes touch stays in a core's cache
 _PACKED = 12  # rows: for fewer the fixed cost of the packed kernel is more than it saves
 
 
@@ -45,39 +44,40 @@ def product(x: Tensor, weight: QWeight, bias: Tensor | None = None) -> Tensor:
 
 
 def _integer(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
-    """Rows at a time, in steps that runtimes have too: no product is added to anything without being rounded first.
+    """For float32 x (rows, columns).
 
     Per token ``(codes_x @ codes_w.T * scale_w) * step + (low * offsets + bias)``; per tensor, as ONNX Runtime,
     ``(codes_x - zero) @ codes_w.T * (step * scale_w) + bias``.
     """
-    (m, k), n = x.shape, weight.shape[0]
     how, derived = weight.how, weight.derived()
     assert isinstance(how, Dynamic)
-    if m == 0:
-        return x.new_empty(0, n)
-    whole = None if isinstance(how.activation, PerToken) else tensor_range(x)
-    rows = min(max(_LEAST, _CHUNK // max(k, n)), m)
-    result = x.new_empty(m, n) if rows < m else None
-    for begin in range(0, m, rows):
-        part, out = x[begin : begin + rows], None if result is None else result[begin : begin + rows]
-        if whole is None:
-            y = _of_rows(part, derived, bias, out)
+    if x.shape[0] == 0:
+        return x.new_empty(0, weight.shape[0])
+    if isinstance(how.activation, PerToken):
+        codes, step, low = quantize_rows(x)
+        return _with_origins(scaled_products(codes, derived), step, low, derived.offsets, bias)
+    step, zero = tensor_range(x)
+    rows = max(1, _CHUNK // x.shape[1])
+    parts = [quantize_tensor(part, step, zero) for part in x.split(rows)]
+    codes = parts[0] if len(parts) == 1 else torch.cat(parts)
+    scaled = scaled_products(codes, derived, step=step, zero=int(zero.nan_to_num()))
+    return scaled if bias is None else scaled.add_(bias)
+
+
+def _with_origins(scaled: Tensor, step: Tensor, low: Tensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
+    """``scaled * step + (low * offsets + bias)`` in place of ``scaled``, rows at a time."""
+    rows = max(1, _CHUNK // scaled.shape[1])
+    whole = scaled.shape[0] <= rows
+    for begin in range(0, scaled.shape[0], rows):
+        part = slice(begin, begin + rows)
+        y, s, z = (scaled, step, low) if whole else (scaled[part], step[part], low[part])
+        base = _SCRATCH.floats(y.shape, y.device)
+        if bias is None:
+            torch.mul(z, offsets, out=base)
         else:
-            step, zero = whole
-            scaled = scaled_products(quantize_tensor(part, step, zero), derived, step=step,
-                                     zero=int(zero.nan_to_num()))
-            y = scaled if bias is None and out is None else torch.add(
-                scaled, 0.0 if bias is None else bias, out=scaled if out is None else out)
-    return y if result is None else result
-
-
-def _of_rows(x: Tensor, derived: Derived, bias: Tensor | None, out: Tensor | None) -> Tensor:
-    codes, step, low = quantize_rows(x, _SCRATCH.floats(x.shape, x.device))
-    scaled = scaled_products(codes, derived).mul_(step)
-    base = torch.mul(low, derived.offsets, out=_SCRATCH.floats(scaled.shape, x.device))
-    if bias is not None:
-        base.add_(bias)
-    return torch.add(base, scaled, out=scaled if out is None else out)
+            torch.addcmul(bias, z, offsets, out=base)
+        torch.addcmul(base, y, s, out=y)
+    return scaled
 
 
 class _Scratch(threading.local):
@@ -107,28 +107,25 @@ def scaled_products(
     """``float32((x - zero) @ codes.T) * (step * scale)``, summed over groups, for uint8 codes x (m, k).
 
     Args:
-        x: activations.
+        x: activations; columns behind those of the weight do not count.
         derived: of the weight.
         step: a scale of all activations; None for 1.
         zero: their zero point.
         fast: allow the kernel with the packed weight, which gives the same numbers.
     """
     w, scale = derived.codes, derived.row_scale if step is None else derived.row_scale * step
+    columns = w.shape[1]
     if scale.ndim < 2:
         if fast and len(x) >= _PACKED and x.device.type == "cpu" and packed_matmul_is_exact():
-            return packed_matmul(x, derived.packed, scale, zero)
-        acc = int8_matmul(_centred(x), w.t()).add_(derived.sums[:, 0], alpha=128 - zero)
-        return acc.to(torch.float32).mul_(scale)
-    size = w.shape[1] // scale.shape[1]
+            return packed_matmul(x, derived.packed(x.shape[1] - columns), scale, zero)
+        acc = int8_matmul(x[:, :columns].contiguous(), w.t())
+        return (acc.sub_(derived.sums[:, 0], alpha=zero) if zero else acc).to(torch.float32).mul_(scale)
+    size = columns // scale.shape[1]
     total: Tensor | None = None
     for g in range(scale.shape[1]):
         part = slice(g * size, (g + 1) * size)
-        acc = int8_matmul(_centred(x[:, part]).contiguous(), w[:, part].contiguous().t())
-        term = acc.add_(derived.sums[:, g], alpha=128 - zero).to(torch.float32).mul_(scale[:, g])
+        acc = int8_matmul(x[:, part].contiguous(), w[:, part].contiguous().t())
+        term = acc.sub_(derived.sums[:, g], alpha=zero).to(torch.float32).mul_(scale[:, g])
         total = term if total is None else total.add_(term)
     assert total is not None
     return total
-
-
-def _centred(x: Tensor) -> Tensor:
-    return (x ^ 128).view(torch.int8)  # flipping the top bit subtracts 128

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from intact.arithmetic import quantize_weight
 from intact.errors import NonFiniteError, PlanError
@@ -36,10 +36,13 @@ class Derived:
         self.row_scale = scale if scale.ndim == 2 else scale.reshape(-1).expand(codes.shape[0]).contiguous()
         self.offsets = (self.sums.to(torch.float32) * self.row_scale.reshape(codes.shape[0], -1)).sum(1)
 
-    @cached_property
-    def packed(self) -> Tensor:
-        """The codes of a matrix once more, laid out for the fast product."""
-        return pack_matrix(self.codes)
+        self._packed: dict[int, Tensor] = {}
+
+    def packed(self, margin: int) -> Tensor:
+        """The codes of a matrix once more, with ``margin`` columns of zeros behind, laid out for the fast product."""
+        if margin not in self._packed:
+            self._packed[margin] = pack_matrix(F.pad(self.codes, (0, margin)))
+        return self._packed[margin]
 
 
 class QWeight(nn.Module):

@@ -124,7 +124,7 @@ def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How], wish: 
     """Every node that stays in float, with its reason."""
     graph = model.graph
     reasons: dict[str, str] = {}
-    to_softmax = scores(graph)
+    to_softmax = scores(graph) if target.float_operations else {}
     for node in graph:
         how = hows[node.name]
         reason = how.reason or _said(node, graph, wish) if isinstance(how, Float) and node.op not in _STRUCTURE else \
@@ -133,6 +133,9 @@ def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How], wish: 
             reason = f"on the way to '{to_softmax[node.name]}': scores and masks stay as they are"
         if reason is not None:
             reasons[node.name] = reason
+    if not target.float_operations:
+        _refuse_floats(graph, reasons, target)
+        return reasons
     users, outputs = graph.consumers(), set(graph.outputs)
     causes: dict[str, str] = {}  # node that is float because of an operand -> the first one to be float
     light = [n for n in graph if n.op not in _STRUCTURE and n.op in target.rules and not target.rules[n.op].macs]
@@ -155,6 +158,17 @@ def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How], wish: 
                 reasons[node.name] = reason
                 changed = True
     return reasons
+
+
+def _refuse_floats(graph: Graph, reasons: Mapping[str, str], target: Target) -> None:
+    """Every operation must have an integer kernel."""
+    found = [f"{n.path or n.name} ({n.attrs.get('target', n.op)}): {reasons[n.name]}"
+             for n in graph if n.name in reasons]
+    if found:
+        raise PlanError(f"target '{target.name}' has no floats, and {len(found)} operation(s) would need them",
+                        where="; ".join(found[:5]) + ("; ..." if len(found) > 5 else ""),
+                        allowed=", ".join(sorted(target.rules)),
+                        fix="replace them, cut them off the model, or choose target='onnxruntime'")
 
 
 def _said(node: Node, graph: Graph, wish: Recipe) -> str:

@@ -33,9 +33,9 @@ def edge_specs(
         rule = target.rules[node.op]
         if rule.output is Output.SHARED:
             specs[node.name] = Shared(node.inputs[0])
-        elif rule.fixed is not None:
-            specs[node.name] = Fixed(rule.fixed)
-        elif _keeps_accumulator(node, rule.output, read, node.name in outputs, recipe):
+        elif settings[node.name].activation_bits in rule.fixed:
+            specs[node.name] = Fixed(rule.fixed[settings[node.name].activation_bits])
+        elif target.float_operations and _keeps_accumulator(node, rule.output, read, node.name in outputs, recipe):
             specs[node.name] = Accumulator()
         else:
             specs[node.name] = _free(node, settings[node.name], target)
@@ -99,8 +99,11 @@ def _free(node: Node, how: Quant, target: Target) -> Free:
             node.op, (0.0, 1.0)
         )
         clip = (low, high) if low <= 0.0 <= high else None
-    qtype = QType(how.activation_bits, signed=False)
-    symmetric = how.activation_symmetric or how.activation_quantizer in ("tqt", "pact")  # their zero point is fixed
+    qtype = QType(how.activation_bits, signed=target.signed_activations)
+    symmetric = (
+        how.activation_symmetric or how.activation_quantizer in ("tqt", "pact")  # their zero point is fixed
+        or target.symmetric_activations or how.activation_bits >= target.symmetric_from
+    )
     return Free(qtype, symmetric=symmetric, observer=how.activation_observer, clip=clip,
                 quantizer=how.activation_quantizer)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from intact.arithmetic import Arithmetic
@@ -36,14 +36,14 @@ class OpRule:
         kernel: what the runtime calls its integer kernel; "" if codes are only moved.
         output: encodings of the output.
         check: a reason to refuse this node, or None.
-        fixed: parameters that the runtime prescribes for the output.
+        fixed: parameters that the runtime prescribes for the output, by its bits.
         macs: the operation's cost is multiply-accumulates, so it is quantized for its own sake.
     """
 
     kernel: str
     output: Output = Output.FREE
     check: Check = _always
-    fixed: QParams | None = None
+    fixed: Mapping[int, QParams] = field(default_factory=dict)
     macs: bool = False
 
 
@@ -58,7 +58,11 @@ class Target:
         rules: canonical operation to rule; an operation without a rule stays in float.
         weight_bits, activation_bits: widths whose codes the kernels can run on (narrower codes run in the
             8-bit kernels, in the range that their width gives them).
-        signed_activations: whether int8 activations run in integers everywhere.
+        signed_activations: codes of activations are signed (else from 0).
+        symmetric_activations: their zero point is fixed: 0 if they are signed.
+        symmetric_from: with so many bits and more, activations are symmetric in any case.
+        float_operations: whether operations without integer kernel may run in float; if not, a model that has one is
+            refused, and outputs have codes of their own.
         per_channel: whether weights may have a scale per output channel.
         asymmetric_weights: whether weights may have a zero point.
         exported: float operations (canonical, or torch's names) that its exporter can write; None without exporter.
@@ -71,6 +75,9 @@ class Target:
     weight_bits: tuple[int, ...] = tuple(range(2, 9))
     activation_bits: tuple[int, ...] = tuple(range(2, 9))
     signed_activations: bool = False
+    symmetric_activations: bool = False
+    symmetric_from: int = 32
+    float_operations: bool = True
     per_channel: bool = True
     asymmetric_weights: bool = False
     exported: frozenset[str] | None = None

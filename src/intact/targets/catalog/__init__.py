@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 
 from intact.errors import PlanError
+from intact.targets.catalog.fixed_point import FIXED_POINT
 from intact.targets.catalog.onnxruntime import ONNXRUNTIME
 from intact.targets.catalog.reference import REFERENCE_TARGET
 from intact.targets.schema import Target
 
 __all__ = ["TARGETS", "get_target", "register_target"]
 
-TARGETS: dict[str, Target] = {t.name: t for t in (ONNXRUNTIME, REFERENCE_TARGET)}
+TARGETS: dict[str, Target] = {t.name: t for t in (ONNXRUNTIME, FIXED_POINT, REFERENCE_TARGET)}
 
 
 def get_target(target: str | Target) -> Target:

@@ -14,9 +14,8 @@ REFERENCE_TARGET = Target(
     name="reference",
     version=1,
     arithmetic=REFERENCE,
-    rules={op: replace(rule, fixed=None) for op, rule in ONNXRUNTIME.rules.items()},
+    rules={op: replace(rule, fixed={}) for op, rule in ONNXRUNTIME.rules.items()},
     weight_bits=tuple(range(2, 17)),
     activation_bits=tuple(range(2, 17)),
-    signed_activations=True,
     asymmetric_weights=True,
 )

@@ -1,0 +1,56 @@
+"""Integers only: NPUs, DSPs and microcontrollers without a float unit. The target of the C exporter."""
+
+from __future__ import annotations
+
+from intact.arithmetic import Arithmetic, BinaryRule, PoolRule, Requantize, Rounding
+from intact.graph import Graph, Node
+from intact.kernels import UNARY_OPS
+from intact.targets.schema import OpRule, Output, Target
+
+__all__ = ["FIXED_POINT", "INTEGER_RULES"]
+
+
+def fixed_mean(node: Node, graph: Graph) -> str | None:
+    """A mean needs a known number of elements, none of them of other samples."""
+    shape, axes = graph[node.inputs[0]].shape, node.attrs["axes"]
+    if 0 in axes:
+        return "a mean over the batch axis has no integer kernel"
+    if any(not isinstance(shape[a], int) for a in axes):
+        return "a mean over a dynamic axis has no integer kernel"
+    return None
+
+
+#: what runs on nothing but integers
+INTEGER_RULES: dict[str, OpRule] = {
+    "conv": OpRule("conv", macs=True),
+    "linear": OpRule("fully connected", macs=True),
+    "matmul": OpRule("matrix product", macs=True),
+    "add": OpRule("add"),
+    "sub": OpRule("subtract"),
+    "mul": OpRule("multiply"),
+    "concat": OpRule("concatenate"),
+    "mean": OpRule("mean", check=fixed_mean),
+    "avg_pool": OpRule("average pool"),
+    "max_pool": OpRule("", Output.SHARED),
+    **{op: OpRule("", Output.SHARED) for op in
+       ("reshape", "permute", "slice", "pad", "expand", "index_select", "interpolate_nearest")},
+    **{op: OpRule("table") for op in UNARY_OPS},
+}
+
+FIXED_POINT = Target(
+    name="fixed_point",
+    version=1,
+    arithmetic=Arithmetic(
+        "fixed_point",
+        rounding=Rounding.HALF_UP,
+        add=BinaryRule.INTEGER,
+        mul=BinaryRule.INTEGER,
+        average_pool=PoolRule.SUM,
+        requantize=Requantize.FIXED_POINT,
+    ),
+    rules=INTEGER_RULES,
+    activation_bits=tuple(range(2, 17)),
+    signed_activations=True,
+    symmetric_from=9,
+    float_operations=False,
+)
