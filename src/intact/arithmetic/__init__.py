@@ -11,8 +11,8 @@ from intact.arithmetic.rounding import Rounding, round_to_int
 from intact.arithmetic.weight_rounding import quantize_kernel_weight
 
 __all__ = [
-    "ROW_EPSILON",
     "REFERENCE",
+    "ROW_EPSILON",
     "Arithmetic",
     "BinaryRule",
     "Multiplier",

@@ -35,11 +35,11 @@ def quantize_rows(x: Tensor, *, fast: bool = True) -> tuple[Tensor, Tensor, Tens
     >>> codes[:, :3].tolist(), step.flatten(), low.flatten()
     ([[0, 100, 255], [0, 0, 0]], tensor([1.0000e-02, 3.9216e-11]), tensor([0., 3.]))
     """
-    if fast and x.device.type == "cpu" and not torch.compiler.is_compiling() and _fused_is_exact():
-        # the kernel takes a NaN for the lowest value; a sum passes it on, and costs least of all that does
-        if math.isfinite(float(x.sum())):
-            codes, span, low = fused_rows(x)
-            return codes, span.add(ROW_EPSILON / 255.0), low
+    # the kernel takes a NaN for the lowest value; a sum passes it on, and costs least of all that does
+    if fast and x.device.type == "cpu" and not torch.compiler.is_compiling() and _fused_is_exact() \
+            and math.isfinite(float(x.sum())):
+        codes, span, low = fused_rows(x)
+        return codes, span.add(ROW_EPSILON / 255.0), low
     # two reductions of one result each are ten times as fast as aminmax, or as a norm, along an axis (torch 2.13)
     low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
     span = high.sub_(low)

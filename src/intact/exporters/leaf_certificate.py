@@ -136,7 +136,7 @@ def _compare_step(probe: Probe, x: Tensor, theirs: Mapping[str, Array], found: _
         codes, offset = _tensor(theirs["codes"]), int(theirs["zero"])
     else:
         codes, step, low = quantize_rows(x)
-        ours = {"codes": codes, "step": step, "low": low}
+        ours = {"codes": codes[:, : x.shape[1]], "step": step, "low": low}
         codes, offset = _tensor(theirs["codes"]), 0
         scale = None if probe.settings else probe.weight.qweight.derived().row_scale
     for role, value in ours.items():

@@ -98,7 +98,8 @@ def _integer(
     if isinstance(weight.how.activation, PerToken):
         rows = x.flatten(1)
         codes, step, low = quantize_rows(rows)
-        acc = conv_int(codes[:, : rows.shape[1]].reshape(x.shape), weight.codes, 0, stride, none, none, dilation, groups)
+        codes = codes[:, : rows.shape[1]].reshape(x.shape)
+        acc = conv_int(codes, weight.codes, 0, stride, none, none, dilation, groups)
         column = (-1, *[1] * (x.ndim - 1))
         y = acc.to(torch.float32).mul_(scale).mul_(step.reshape(column))
         base = low.reshape(column) * derived.offsets.reshape(channel)

@@ -65,18 +65,19 @@ def _integer(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
 
 
 def _with_origins(scaled: Tensor, step: Tensor, low: Tensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
-    """``scaled * step + (low * offsets + bias)`` in place of ``scaled``, rows at a time."""
+    """``scaled * step + (low * offsets + bias)`` in place of ``scaled``, rows at a time.
+
+    Every product is rounded before it is added to something: addcmul would not, and no runtime has it.
+    """
     rows = max(1, _CHUNK // scaled.shape[1])
     whole = scaled.shape[0] <= rows
     for begin in range(0, scaled.shape[0], rows):
         part = slice(begin, begin + rows)
         y, s, z = (scaled, step, low) if whole else (scaled[part], step[part], low[part])
-        base = _SCRATCH.floats(y.shape, y.device)
-        if bias is None:
-            torch.mul(z, offsets, out=base)
-        else:
-            torch.addcmul(bias, z, offsets, out=base)
-        torch.addcmul(base, y, s, out=y)
+        base = torch.mul(z, offsets, out=_SCRATCH.floats(y.shape, y.device))
+        if bias is not None:
+            base.add_(bias)
+        y.mul_(s).add_(base)
     return scaled
 
 
