@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from intact.arithmetic import quantize_rows, quantize_tensor, tensor_range
+from intact.errors import IntactError
 from intact.leaves.how import Dynamic
 from intact.leaves.recording import call, recording
 from intact.leaves.weight import Derived, QWeight
@@ -33,6 +34,8 @@ def product(x: Tensor, weight: QWeight, bias: Tensor | None = None) -> Tensor:
     >>> product(x, encode(w, Dynamic()))
     tensor([[1.7700]])
     """
+    if x.shape[-1] != weight.shape[1]:
+        raise IntactError("the input does not fit a layer", got=f"{x.shape[-1]} features", allowed=weight.shape[1])
     if recording():
         result: Tensor = call("leaf_product", weight, x, bias)
         return result
