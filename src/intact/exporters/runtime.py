@@ -70,7 +70,7 @@ def optimised_nodes(model: onnx.ModelProto | str | Path) -> list[onnx.NodeProto]
     with tempfile.TemporaryDirectory() as folder:
         dump = Path(folder) / "optimised.onnx"
         open_session(model, dump=dump)
-        return list(onnx.load(str(dump)).graph.node)
+        return list(onnx.load(str(dump), load_external_data=False).graph.node)
 
 
 def latencies(paths: Sequence[str | Path], inputs: Mapping[str, Tensor], *, repeats: int = 30) -> list[float]:
