@@ -188,12 +188,10 @@ def rows_times_weight(
     count, begin = max(1, scratch.shape[0] // n), 0
     while begin < m:  # what several passes touch stays in a core's cache
         size = min(count, m - begin)
-        part, base = y.narrow(0, begin, size), scratch.narrow(0, 0, size * n).view(size, n)
-        if bias is None:
-            torch.mul(low.narrow(0, begin, size), offsets, out=base)
-        else:
-            torch.addcmul(bias, low.narrow(0, begin, size), offsets, out=base)
-        torch.addcmul(base, part, step.narrow(0, begin, size), out=part)
+        base = torch.mul(low.narrow(0, begin, size), offsets, out=scratch.narrow(0, 0, size * n).view(size, n))
+        if bias is not None:
+            base.add_(bias)
+        y.narrow(0, begin, size).mul_(step.narrow(0, begin, size)).add_(base)
         begin += size
     return y
 
@@ -230,8 +228,7 @@ def lstm_steps(
         torch.add(step.set_(codes, at, [rows, 1], [at + 2, 1]), 1e-8 / 255.0, out=wider)
         low.set_(codes, at + 1, [rows, 1], [at + 2, 1])
         torch._int_mm(codes, w, out=acc)
-        real.copy_(acc).mul_(scale)
-        torch.addcmul(bias, low, offsets, out=gates).addcmul_(real, wider).add_(xs[s])
+        torch.mul(low, offsets, out=gates).add_(bias).add_(real.copy_(acc).mul_(scale).mul_(wider)).add_(xs[s])
         torch.sigmoid(both, out=opened)
         c.mul_(f).addcmul_(i, torch.tanh(g, out=new))
         h = torch.mul(torch.sigmoid(o, out=shown), torch.tanh(c, out=t), out=outs[s])
@@ -256,8 +253,7 @@ def gru_steps(
         torch.add(step.set_(codes, at, [rows, 1], [at + 2, 1]), 1e-8 / 255.0, out=wider)
         low.set_(codes, at + 1, [rows, 1], [at + 2, 1])
         torch._int_mm(codes, w, out=acc)
-        real.copy_(acc).mul_(scale)
-        torch.addcmul(bias, low, offsets, out=gates).addcmul_(real, wider)
+        torch.mul(low, offsets, out=gates).add_(bias).add_(real.copy_(acc).mul_(scale).mul_(wider))
         torch.add(both, xs[s], out=opened).sigmoid_()
         torch.addcmul(ns[s], r, inner, out=new)
         h = torch.lerp(new.tanh_(), h, z, out=outs[s])

@@ -42,6 +42,9 @@ class Certificate:
         kernels_planned, kernels_actual: integer kernels by name, in the plan and in the optimised graph.
         not_fused: planned nodes that the runtime does not run as planned.
         integer_mac_share: share of multiply-accumulates in the integer kernels of the optimised graph.
+        results_compared, results_differ: of a model with quantized layers, float results of every layer and operation,
+            each given the runtime's own operands, bit for bit.
+        results_largest_difference: the largest of them, as a share of the largest value of that operation.
     """
 
     runtime: str
@@ -59,6 +62,9 @@ class Certificate:
     kernels_actual: dict[str, int]
     not_fused: tuple[str, ...]
     integer_mac_share: float
+    results_compared: int = 0
+    results_differ: int = 0
+    results_largest_difference: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -78,7 +84,9 @@ class Certificate:
         lines = [
             f"Parity certificate ({self.runtime}, {self.samples} samples and batches of 1 and 3)",
             f"  integer operations: {self.codes_differ} of {self.codes_compared:,} codes differ on {self.edges} edges",
-            f"  after float operations: {self.float_codes_differ} of {self.float_codes_compared:,} codes differ",
+            f"  after float operations: {self.float_codes_differ} of {self.float_codes_compared:,} codes differ"
+            if not self.results_compared else f"  float results of operations: {self.results_differ:,} of "
+            f"{self.results_compared:,} values differ, by at most {self.results_largest_difference:.1g} of the largest",
             f"  outputs: {self.outputs_differ} of {self.outputs_compared:,} values differ"
             + (f", by at most {self.outputs_largest_difference:.3g}" if self.outputs_differ else ""),
             f"  integer kernels: {sum(self.kernels_actual.values())} of {sum(self.kernels_planned.values())} planned, "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,10 +37,10 @@ class Probe:
 
     Args:
         node: of the graph.
-        weight: what is multiplied; None where only a result is compared.
+        weight: what is multiplied.
         operand: the tensor that is quantized.
-        tensors: ``codes``, ``step``, ``low`` or ``zero``, and ``sums``: int32, or times the weight's scale (a list of
-            groups).
+        tensors: ``codes``, ``step``, ``low`` or ``zero``, and ``sums0``, ``sums1``, ... of the weight's groups: int32,
+            or times the weight's scale in float32.
         settings: of a convolution.
         stacked: the first axis counts the steps of a loop.
     """
@@ -48,8 +49,22 @@ class Probe:
     weight: LeafWeight
     operand: str
     tensors: Mapping[str, str]
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     stacked: bool = False
+
+    def types(self) -> dict[str, str]:
+        """Element types of all tensors that it looks at."""
+        integers = "zero" in self.tensors or bool(self.settings)
+        found = {self.operand: "float32"}
+        for role, name in self.tensors.items():
+            codes = role in ("codes", "zero")
+            found[name] = "uint8" if codes else "int32" if role.startswith("sums") and integers else "float32"
+        return found
+
+    def renamed(self, names: Mapping[str, str]) -> Probe:
+        """With other names of tensors."""
+        return replace(self, operand=names.get(self.operand, self.operand),
+                       tensors={k: names.get(v, v) for k, v in self.tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -274,7 +289,8 @@ def _conv_node(b: Builder, n: Node, xs: list[str]) -> str:
         return b.op("Add", [y, base], f"{n.name}:biased")
     q = quantized(b, x, per_token=False)
     acc = b.op("ConvInteger", [q.codes, kernel, q.zero], f"{n.name}:sums", **attrs)
-    b.probes.append(Probe(n, w, x, {"codes": q.codes, "step": q.step, "zero": q.zero, "sums0": acc}, s))
+    b.probes.append(Probe(n, w, x, {"codes": q.codes, "step": q.step, "zero": q.zero, "sums0": acc},
+                          {**s, "inside": source.shape[1:]}))
     y = b.op("Mul", [_real(b, acc, n), b.op("Mul", [q.step, scale], f"{n.name}:scale")], f"{n.name}:product")
     return y if bias is None else b.op("Add", [y, bias], f"{n.name}:biased")
 

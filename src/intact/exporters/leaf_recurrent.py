@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from onnx import helper
@@ -100,32 +101,20 @@ def _direction(
     after = _STEPS[n.attrs["settings"]["kind"]](body, n, step, before, weights, parameter(b, n, f"{i}.bias_hh"))
     results = [*after, body.op("Identity", [after[0]], f"{n.name}:out")]
     seen: list[Probe] = body.probes if b.inside else []
-    wanted = list(dict.fromkeys(t for p in seen for t in (p.operand, *p.tensors.values())))
+    wanted = {tensor: dtype for p in seen for tensor, dtype in p.types().items()}
     copies = {t: body.op("Identity", [t], f"{t}:seen") for t in wanted}
     graph = helper.make_graph(
         body.nodes, f"{n.name}:body", [helper.make_tensor_value_info(v, 1, None) for v in (*before, step)],
         [helper.make_tensor_value_info(v, 1, None) for v in results]
-        + [helper.make_tensor_value_info(copies[t], _type_of(t, seen), None) for t in wanted])
+        + [helper.make_tensor_value_info(copies[t], onnx_type(wanted[t]), None) for t in wanted])
     names = [b.unique(f"{n.name}:{k}") for k in ("last_h", "last_c")[: len(state)]]
     out = b.unique(f"{n.name}:outputs")
     visible = {t: b.unique(f"{t}:steps") for t in wanted}
     way = int(reverse)
     b.node("Scan", [*state, gates], [*names, out, *visible.values()], body=graph, num_scan_inputs=1,
            scan_input_directions=[way], scan_output_directions=[way] * (1 + len(wanted)))
-    b.probes += [replace(p, operand=visible[p.operand], tensors={k: visible[t] for k, t in p.tensors.items()},
-                         stacked=True) for p in seen]
+    b.probes += [replace(p.renamed(visible), stacked=True) for p in seen]
     return [out, *names]
-
-
-def _type_of(tensor: str, probes: list[Probe]) -> int:
-    """The element type of what a probe looks at."""
-    for p in probes:
-        for role, name in p.tensors.items():
-            if name == tensor:
-                sums = "int32" if "zero" in p.tensors else "float32"
-                return onnx_type("uint8" if role in ("codes", "zero") else sums if role.startswith("sums") else
-                                 "float32")
-    return onnx_type("float32")
 
 
 def _halves(b: Builder, y: str, count: int, base: str) -> list[str]:
@@ -197,7 +186,7 @@ def _operator(
     before = [b.op("Concat", [b.op("Unsqueeze", [state[k], numbers(b, [0])], f"{n.name}:before") for state in states],
                    f"{n.name}:before", axis=0) for k in range(len(states[0]))]
     names = [b.unique(f"{n.name}:{k}") for k in ("steps", "last_h", "last_c")[: 1 + len(before)]]
-    extra = {"linear_before_reset": 1} if kind == "GRU" else {}
+    extra: dict[str, Any] = {"linear_before_reset": 1} if kind == "GRU" else {}
     if kind == "RNN":
         extra = {"activations": [s["kind"].capitalize()] * ways}
     b.node(kind, [x, *matrices, bias, "", *before], names, hidden_size=hidden,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from intact.exporters.builder import Builder, onnx_type
 from intact.graph import Node
-from intact.leaves.how import Dynamic, LeafHow, WeightOnly, how_from_json
+from intact.leaves.how import LeafHow, WeightOnly, how_from_json
 from intact.leaves.weight import QWeight
 from intact.types import PerGroup
 

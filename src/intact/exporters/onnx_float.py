@@ -142,8 +142,9 @@ FLOAT: dict[str, Emit] = {
     "interpolate": _interpolate, "constant": _constant, "prelu": _prelu, "embedding": _embedding,
     "avg_pool": _avg_pool,
     "pad": lambda b, n, xs: pad(b, n, xs[0], np.array(n.attrs["value"], np.float32)),
-    **LEAF_FORMS, "leaf_recurrent": recurrent_node,
 }
+#: quantized layers, which no plan has
+LEAVES: dict[str, Emit] = {**LEAF_FORMS, "leaf_recurrent": recurrent_node}
 
 
 #: dtypes of these operations' operands follow the result, as torch promotes them
@@ -156,7 +157,7 @@ def unsupported(n: Node) -> str | None:
     if n.op == "opaque":
         return "its module could not be captured"
     name = n.attrs["target"] if n.op == "aten" else n.op
-    return None if name in EXPORTABLE else f"{name} has no ONNX form here"
+    return None if name in EXPORTABLE or name in LEAVES else f"{name} has no ONNX form here"
 
 
 def emit_float(b: Builder, n: Node, xs: list[str]) -> str:
@@ -179,6 +180,8 @@ def emit_float(b: Builder, n: Node, xs: list[str]) -> str:
         return MOVES[n.op](b, n, xs[0])
     if n.op == "aten":
         return call(b, n, xs)
+    if n.op in LEAVES:
+        return LEAVES[n.op](b, n, xs)
     y = FLOAT[n.op](b, n, xs)
     bounds = n.attrs.get("activation")
     return y if bounds is None else clip(b, n, y, bounds[0], bounds[1])

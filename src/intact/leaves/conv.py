@@ -98,13 +98,15 @@ def _integer(
     if isinstance(weight.how.activation, PerToken):
         rows = x.flatten(1)
         codes, step, low = quantize_rows(rows)
-        acc = conv_int(codes[:, : rows.shape[1]].reshape(x.shape), weight.codes, 0, stride, none, none, dilation, groups)
+        codes = codes[:, : rows.shape[1]].reshape(x.shape)
+        acc = conv_int(codes, weight.codes, 0, stride, none, none, dilation, groups)
         column = (-1, *[1] * (x.ndim - 1))
         y = acc.to(torch.float32).mul_(scale).mul_(step.reshape(column))
         base = low.reshape(column) * derived.offsets.reshape(channel)
         return y.add_(base if bias is None else base.add_(bias.reshape(channel)))
     step, zero = tensor_range(x)
-    acc = conv_int(quantize_tensor(x, step, zero), weight.codes, int(zero.nan_to_num()), stride, none, none, dilation, groups)
+    codes, origin = quantize_tensor(x, step, zero), int(zero.nan_to_num())
+    acc = conv_int(codes, weight.codes, origin, stride, none, none, dilation, groups)
     y = acc.to(torch.float32).mul_(step * scale)
     return y if bias is None else y.add_(bias.reshape(channel))
 

@@ -184,7 +184,8 @@ def _run_recurrent(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Mapping[str
     weights = [p.get(f"{i}.{role}") for i in range(count) for role in _CELL]
     results: list[Tensor] = torch.ops.intact.leaf_recurrent(
         xs[0], list(xs[1:]), weights, json.dumps(a["settings"]))
-    return results[a["index"]]
+    y: Tensor = results[a["index"]]
+    return y
 
 
 FLOAT_OPS.update({name: _run(name) for name in LEAF_OPS[:3]}, leaf_recurrent=_run_recurrent)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from intact.arithmetic import quantize_rows, quantize_tensor, tensor_range
+from intact.errors import IntactError
 from intact.leaves.how import Dynamic
 from intact.leaves.recording import call, recording
 from intact.leaves.weight import Derived, QWeight
@@ -25,7 +26,7 @@ from intact.types import PerToken
 
 __all__ = ["product", "scaled_products"]
 
-_CHUNK = 1 << 17  # float32 numbers at a time: what several passes touch stays in a core's cache
+_CHUNK = 1 << 16  # float32 numbers at a time: what several passes touch stays in a core's cache
 _PACKED = 12  # rows: for fewer the fixed cost of the packed kernel is more than it saves
 
 
@@ -40,6 +41,8 @@ def product(x: Tensor, weight: QWeight, bias: Tensor | None = None) -> Tensor:
     >>> product(x, encode(w, Dynamic()))
     tensor([[1.7700]])
     """
+    if x.shape[-1] != weight.shape[1]:
+        raise IntactError("the input does not fit a layer", got=f"{x.shape[-1]} features", allowed=weight.shape[1])
     if recording():
         result: Tensor = call("leaf_product", weight, x, bias)
         return result
@@ -76,10 +79,10 @@ def _integer(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
 
 
 def _by_steps(x: Tensor, derived: Derived, bias: Tensor | None, *, fast: bool = True) -> Tensor:
+    """Every product is rounded before it is added to something: addcmul would not, and no runtime has it."""
     codes, step, low = quantize_rows(x, fast=fast)
-    y = scaled_products(codes, derived, fast=fast)
-    base = low * derived.offsets if bias is None else torch.addcmul(bias, low, derived.offsets)
-    return torch.addcmul(base, y, step, out=y)
+    base = low * derived.offsets
+    return scaled_products(codes, derived, fast=fast).mul_(step).add_(base if bias is None else base.add_(bias))
 
 
 def _at_once(x: Tensor, derived: Derived, bias: Tensor | None) -> Tensor | None:
