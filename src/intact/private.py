@@ -11,6 +11,8 @@
   :func:`intact.arithmetic.quantize_rows` has found its results equal to those of torch's elementwise operations.
 * ``torch.jit.script``, public but deprecated: a QLinear is a dozen operations, and called one by one from Python they
   take as long as a small product. Where it cannot compile them the same functions run as they are.
+* ``torch.nn.modules.transformer._detect_is_causal_mask``: it looks at the numbers of a mask, only to find a faster
+  kernel, and so keeps ``nn.TransformerEncoder`` and ``nn.TransformerDecoder`` with a mask from being captured.
 * ``Tensor._version``: the only way to learn that a tensor was written to in place, so that a model whose weights
   changed after they were turned into codes is never evaluated with stale codes.
 """
@@ -19,15 +21,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["ROW_MARGIN", "compiled", "fingerprint", "fused_rows", "gru_steps", "int8_matmul", "lstm_steps",
-           "pack_matrix", "packed_matmul", "packed_matmul_is_exact", "rows_times_weight"]
+__all__ = ["ROW_MARGIN", "causal_only_where_said", "compiled", "fingerprint", "fused_rows", "gru_steps", "int8_matmul",
+           "lstm_steps", "pack_matrix", "packed_matmul", "packed_matmul_is_exact", "rows_times_weight"]
 
 ROW_MARGIN = 8  #: columns behind the codes of :func:`fused_rows`: two float32 numbers
 
@@ -35,6 +38,18 @@ ROW_MARGIN = 8  #: columns behind the codes of :func:`fused_rows`: two float32 n
 def fingerprint(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
     """Changes whenever one of the tensors is replaced or written to in place (not through ``.data``)."""
     return tuple([(t.data_ptr(), t._version) for t in tensors])
+
+
+@contextmanager
+def causal_only_where_said() -> Iterator[None]:
+    """``nn.Transformer`` and its parts take a mask for what it is; its values are not looked at."""
+    module: Any = torch.nn.modules.transformer
+    before = module._detect_is_causal_mask
+    module._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    try:
+        yield
+    finally:
+        module._detect_is_causal_mask = before
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:

@@ -63,12 +63,13 @@ class Gates:
         return (kind in ("lstm", "gru") and self.weight_hr is None and isinstance(how, Dynamic)
                 and isinstance(how.activation, PerToken) and not isinstance(how.weight, PerGroup)
                 and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (gates, *state))
-                and state[0].shape[1] % 4 == 0 and not torch.compiler.is_compiling() and loops_are_exact()
+                and state[0].shape[0] > 0 and state[0].shape[1] % 4 == 0
+                and not torch.compiler.is_compiling() and loops_are_exact()
                 and all(math.isfinite(float(t.sum())) for t in (gates, *state)))
 
     def _steps(self, kind: Kind, reverse: bool) -> Steps:
         d, bias = self.weight_hh.derived(), self.bias_hh
-        same = (d.wide, d.row_scale, d.offsets, torch.zeros_like(d.offsets) if bias is None else bias)
+        same = (d.wide, d.row_scale, d.offsets, torch.zeros_like(d.offsets) if bias is None else bias.to(torch.float32))
         if kind == "gru":
             return lambda x, state, out: (compiled(gru_steps)(x, state[0].contiguous(), *same, out, reverse),)
         return lambda x, state, out: compiled(lstm_steps)(
@@ -201,9 +202,9 @@ class QRecurrent(Leaf):
             y, *rest = self._recorded(x, hx)
             state = tuple(rest)
         else:
-            flat = x.reshape(steps * batch, -1)
+            flat = x.reshape(steps * batch, self.input_size)
             y, state = self._packed(flat, [batch] * steps, self._state(hx, x, batch, None))
-            y = y.reshape(steps, batch, -1)
+            y = y.reshape(steps, batch, y.shape[-1])
         if single:
             return y[:, 0], self._last(tuple(s[:, 0] for s in state))
         return (y.transpose(0, 1) if self.batch_first else y), self._last(state)
@@ -273,12 +274,20 @@ class QRecurrentCell(Leaf):
         """The state after one step: (h, c) for an LSTM, else h."""
         single = input.ndim == 1
         x = input.unsqueeze(0) if single else input
+        if x.ndim != 2:
+            raise IntactError("the input does not fit a recurrent cell", where=self.kind, got=tuple(input.shape),
+                              allowed="1 or 2 axes")
         count = 2 if self.kind == "lstm" else 1
         if hx is None:
             state = (x.new_zeros(x.shape[0], self.hidden_size),) * count
         else:
             given = tuple(hx) if count == 2 else (hx,)
             state = tuple(s.unsqueeze(0) for s in given) if single else given
+            wanted = (x.shape[0], self.hidden_size)
+            for s in state:
+                if tuple(s.shape) != wanted:
+                    raise IntactError("the state does not fit the cell", where=self.kind, got=tuple(s.shape),
+                                      allowed=wanted)
         gates = self.cell.gates()
         state = gates.step(self.kind)(gates.of_input(x), state)
         if single:
