@@ -44,6 +44,9 @@ class Certificate:
         not_fused: planned nodes that the runtime does not run as planned.
         integer_mac_share: share of multiply-accumulates in the integer kernels of the optimised graph.
         sizes: of each free axis besides the batch those that were run.
+        results_compared, results_differ: of a model with quantized layers, float results of every layer and operation,
+            each given the runtime's own operands, bit for bit.
+        results_largest_difference: the largest of them, as a share of the largest value of that operation.
     """
 
     runtime: str
@@ -62,6 +65,9 @@ class Certificate:
     not_fused: tuple[str, ...]
     integer_mac_share: float
     sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    results_compared: int = 0
+    results_differ: int = 0
+    results_largest_difference: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -82,7 +88,9 @@ class Certificate:
             f"Parity certificate ({self.runtime}, {self.samples} samples and batches of 1 and 3"
             + "".join(f", {name} {' '.join(map(str, run))}" for name, run in self.sizes.items()) + ")",
             f"  integer operations: {self.codes_differ} of {self.codes_compared:,} codes differ on {self.edges} edges",
-            f"  after float operations: {self.float_codes_differ} of {self.float_codes_compared:,} codes differ",
+            f"  after float operations: {self.float_codes_differ} of {self.float_codes_compared:,} codes differ"
+            if not self.results_compared else f"  float results of operations: {self.results_differ:,} of "
+            f"{self.results_compared:,} values differ, by at most {self.results_largest_difference:.1g} of the largest",
             f"  outputs: {self.outputs_differ} of {self.outputs_compared:,} values differ"
             + (f", by at most {self.outputs_largest_difference:.3g}" if self.outputs_differ else ""),
             f"  integer kernels: {sum(self.kernels_actual.values())} of {sum(self.kernels_planned.values())} planned, "
