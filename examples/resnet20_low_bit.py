@@ -23,13 +23,13 @@ import intact
 from intact import Quant, Recipe, Rule, first, last, op
 
 # Fewer bits change more on the way to a good network.
-LEARNING_RATE = {8: 2e-4, 4: 1e-3, 3: 1.5e-3, 2: 2e-3}
+LEARNING_RATE = {8: 2e-5, 4: 1e-3, 3: 1.5e-3, 2: 2e-3}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Run the example; what it prints, as numbers."""
     options = parser(__doc__, bits=4, epochs=10, batch=128)
-    options.add_argument("--lr", type=float, help="by default 2e-4, 1e-3, 1.5e-3, 2e-3 at 8, 4, 3, 2 bits")
+    options.add_argument("--lr", type=float, help="by default 2e-5, 1e-3, 1.5e-3, 2e-3 at 8, 4, 3, 2 bits")
     options.add_argument("--resume", type=Path, metavar="FILE", help="a checkpoint to evaluate, instead of training")
     args = options.parse_args(argv)
     args.lr = args.lr or LEARNING_RATE.get(args.bits, 1e-3)

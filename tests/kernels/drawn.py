@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from intact.arithmetic import REFERENCE, Arithmetic, Requantize, Rounding
+from intact.arithmetic.layer_norm import GAMMA_BITS
+from intact.arithmetic.softmax import softmax_output
 from intact.kernels import KERNELS, UNARY_OPS, Binding
 from intact.targets import get_target
 from intact.types import INT32, PerChannel, PerTensor, QParams, QTensor, QType
@@ -19,6 +21,7 @@ __all__ = ["DRAWN", "MOVING", "REFERENCE", "RUNTIME", "Draw", "accumulator", "dr
            "draw_params", "same_in_both_carriers"]
 
 RUNTIME = get_target("onnxruntime").arithmetic
+GAMMA = QType(GAMMA_BITS, signed=True, narrow=True)
 FIXED = get_target("fixed_point").arithmetic
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Drawn = tuple[Binding, list[Tensor], int]
@@ -179,15 +182,42 @@ CASES: dict[str, Callable[[Draw], Made]] = {
     "slice": slices, "index_select": index_select, "interpolate_nearest": resize, "pad": pad,
     **dict.fromkeys(UNARY_OPS, unary),
 }
+
+
+def draw_softmax(draw: Draw) -> Drawn:
+    shape = spatial(draw)
+    q, arithmetic = draw_params(draw, (2, 8, 16)), draw_fixed(draw)
+    output = softmax_output(draw(st.sampled_from([4, 8, 16])), signed=True)
+    return Binding("softmax", {"axis": draw(st.integers(1, 3))}, (q,), output, arithmetic), [
+        draw_codes(draw, q, shape)], shape[0]
+
+
+def draw_layer_norm(draw: Draw) -> Drawn:
+    shape, axes = spatial(draw), draw(st.integers(1, 3))
+    q, kept = draw_params(draw, (2, 8, 16)), list(shape[-axes:])
+    weight = QTensor(draw_codes(draw, QParams.per_tensor(1.0, 0, GAMMA), kept),
+                     QParams.per_tensor(draw(scales), 0, GAMMA)) if draw(st.booleans()) else None
+    with_bias = weight is not None and draw(st.booleans())
+    bias = torch.randint(-(2**20), 2**20, kept, dtype=torch.int32) if with_bias else None
+    attrs = {"shape": kept, "eps": draw(st.sampled_from([0.0, 1e-5, 1.0]))}
+    return Binding("layer_norm", attrs, (q,), draw_params(draw, (2, 8, 16)), draw_fixed(draw), weight, bias), [
+        draw_codes(draw, q, shape)], shape[0]
+
+
 MOVING = {"max_pool", "reshape", "permute", "expand", "slice", "index_select", "interpolate_nearest", "pad"}
+
+
+def draw_fixed(draw: Draw) -> Arithmetic:
+    """Integers only, rounded in any way."""
+    return replace(FIXED, rounding=draw(st.sampled_from(Rounding)), zero_inside=draw(st.booleans()), requantize=draw(
+        st.sampled_from([Requantize.FIXED_POINT, Requantize.FIXED_POINT_TWICE])))
 
 
 def rules(draw: Draw) -> tuple[Arithmetic, Sequence[int]]:
     """A target's arithmetic, with the widths that it allows."""
     if draw(st.booleans()):
         return draw(st.sampled_from([(RUNTIME, (2, 4, 8)), (REFERENCE, (2, 8, 13, 16))]))
-    return replace(FIXED, rounding=draw(st.sampled_from(Rounding)), zero_inside=draw(st.booleans()), requantize=draw(
-        st.sampled_from([Requantize.FIXED_POINT, Requantize.FIXED_POINT_TWICE]))), (2, 4, 8)
+    return draw_fixed(draw), (2, 4, 8)
 
 
 def plain(op: str) -> Callable[[Draw], Drawn]:
@@ -245,5 +275,6 @@ def draw_matmul(draw: Draw) -> Drawn:
 
 #: kernel -> a random binding, operands and batch size
 DRAWN: dict[str, Callable[[Draw], Drawn]] = {
+    "softmax": draw_softmax, "layer_norm": draw_layer_norm,
     "conv": draw_conv, "linear": draw_linear, "matmul": draw_matmul, **{op: plain(op) for op in CASES},
 }

@@ -104,6 +104,27 @@ class Attention(nn.Module):
 case("attention", "matmul permute", (2, 5, 8), (2, 7, 8), (2, 7, 8))(Attention)
 
 
+class Normalized(nn.Module):
+    """Layer norms with and without factors, and a softmax whose result is read in integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(12), nn.LayerNorm(12, bias=False),
+                                    nn.LayerNorm((5, 12), elementwise_affine=False, eps=0.1)])
+        for norm in self.norms[:2]:
+            nn.init.normal_(norm.weight)
+        nn.init.normal_(self.norms[0].bias)
+        self.linears = nn.ModuleList(nn.Linear(12, 12) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm, linear in zip(self.norms, self.linears, strict=False):
+            x = linear(norm(x))
+        return self.linears[3](torch.softmax(x, 1) * torch.softmax(x, 2))
+
+
+case("layer norm and softmax", "layer_norm softmax", (5, 12))(Normalized)
+
+
 class Products(nn.Module):
     """Matrix products whose codes something reads, and whose accumulators something reads."""
 

@@ -13,7 +13,7 @@ import intact
 from intact.exporters.certificate import Certificate, certify
 from intact.exporters.onnx_build import build, instrumented
 from intact.simulation.bind import bind
-from intact.types import QParams
+from intact.types import Fixed, QParams, Shared
 
 __all__ = ["Between", "Fan", "calibrated", "certified", "differing", "hard_inputs", "integer_ops", "respecified",
            "with_dyadic_weights"]
@@ -98,7 +98,12 @@ def respecified(qfloat: intact.QFloatModel, kind: str, seed: int = 0) -> intact.
             fresh[key] = QParams.per_tensor(scale, min(zero, high), q.qtype)
         return fresh[key]
 
-    table = {k: other(q) for k, q in qfloat._edge_params().items()}
+    kept = {k for k, spec in qfloat.plan.edges.items() if isinstance(spec, Fixed)}
+    for node in qfloat.plan.graph:
+        spec = qfloat.plan.edges.get(node.name)
+        if isinstance(spec, Shared) and spec.source in kept:
+            kept.add(node.name)
+    table = {k: q if k in kept else other(q) for k, q in qfloat._edge_params().items()}
     qfloat._bound = bind(qfloat.plan, qfloat._folded(), table)
     return qfloat
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from intact.arithmetic import multiplier
+from intact.arithmetic.layer_norm import GAMMA_BITS, normalized_limit
 from intact.engine.codec import brief
 from intact.engine.op_schema import DTYPES, check_node
 from intact.engine.qmodel import QModel
@@ -29,6 +30,7 @@ from intact.types import PerChannel, PerTensor, QParams
 __all__ = ["check"]
 
 _WEIGHTED = frozenset({"conv", "linear"})
+_MAY_WEIGH = _WEIGHTED | {"layer_norm"}
 _ACCUMULATORS = frozenset({"linear", "matmul", "mean"})  # may give the int32 accumulator itself
 
 
@@ -127,7 +129,13 @@ def _check_binding(q: QModel, nodes: Mapping[str, Node], node: Node, b: Binding)
         raise ArtifactError("an integer kernel reads an accumulator", where=where)
     if node.op in PASSIVE_OPS and not b.inputs[0].same_as(b.output):
         raise ArtifactError("an operation that moves codes must keep their parameters", where=where)
-    if (b.weight is None) == (node.op in _WEIGHTED) or (b.weight is None and b.bias is not None) \
+    fixed = q.target.rules[node.op].fixed.get(b.output.qtype.bits)
+    if fixed is not None and not b.output.same_as(fixed):
+        raise ArtifactError("the target prescribes another encoding of this output", where=where,
+                            got=str(b.output.qtype), allowed=f"scale {float(fixed.scale):g}, zero point "
+                                                             f"{int(fixed.zero_point)}")
+    if (node.op in _WEIGHTED and b.weight is None) or (b.weight is not None and node.op not in _MAY_WEIGH) \
+            or (b.weight is None and b.bias is not None) \
             or (b.weight is not None) != ("weight" in node.params) or (b.bias is not None) != ("bias" in node.params):
         raise ArtifactError("weight and bias are not those that the node names", where=where)
     if b.weight is not None:
@@ -138,6 +146,9 @@ def _check_binding(q: QModel, nodes: Mapping[str, Node], node: Node, b: Binding)
 def _check_weight(q: QModel, node: Node, b: Binding, where: str) -> None:
     assert b.weight is not None
     codes, p = b.weight.codes, b.weight.qparams
+    if node.op == "layer_norm":
+        _check_factor(node, b, where)
+        return
     ndim = 2 if node.op == "linear" else 2 + len(node.attrs["stride"])
     if codes.ndim != ndim or not codes.numel():
         raise ArtifactError("the weight has the wrong shape", where=where, got=list(codes.shape),
@@ -157,6 +168,21 @@ def _check_weight(q: QModel, node: Node, b: Binding, where: str) -> None:
                             allowed=f"int32 [{codes.shape[0]}]")
     if not bool(torch.isfinite(multiplier(b.inputs[0].scale, p.scale, b.output.scale).real).all()):
         raise ArtifactError("the multiplier of a channel is not finite", where=where)
+
+
+def _check_factor(node: Node, b: Binding, where: str) -> None:
+    """Weight and bias of a layer norm."""
+    assert b.weight is not None
+    codes, p, shape = b.weight.codes, b.weight.qparams, list(node.attrs["shape"])
+    if p.granularity != PerTensor() or p.qtype.bits != GAMMA_BITS or bool(p.zero_point.any()) \
+            or list(codes.shape) != shape or (b.bias is not None and list(b.bias.shape) != shape):
+        raise ArtifactError("the factors of a layer norm have the wrong form", where=where,
+                            got=f"{p.qtype} {list(codes.shape)}", allowed=f"{GAMMA_BITS} bits, shape {shape}")
+    reach = codes.to(torch.float64).abs() * normalized_limit(codes.numel())
+    if b.bias is not None:
+        reach = reach + b.bias.to(torch.float64).abs()
+    if int(codes.abs().max()) > p.qtype.qmax or float(reach.max()) >= 2**31:
+        raise ArtifactError("a code of a layer norm is out of range", where=where, got=float(reach.max()))
 
 
 def _check_accumulator(nodes: Mapping[str, Node], node: Node, b: Binding, where: str) -> None:

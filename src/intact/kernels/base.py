@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from intact.arithmetic import Arithmetic, quantize
+from intact.arithmetic.layer_norm import normalized_bits
 from intact.errors import PlanError
 from intact.types import QParams, QTensor
 
-__all__ = ["KERNELS", "Binding", "Kernel", "activation_codes", "kernel", "to_carrier"]
+__all__ = ["KERNELS", "Binding", "Kernel", "activation_codes", "kernel", "operand_scale", "to_carrier"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,13 @@ def kernel(*ops: str) -> Callable[[type[Kernel]], type[Kernel]]:
         return cls
 
     return register
+
+
+def operand_scale(op: str, attrs: Mapping[str, Any], operand: QParams) -> Tensor:
+    """Scale of what the weight codes of a kernel are multiplied with: the operand's, or that of normalized values."""
+    if op == "layer_norm":
+        return torch.tensor(2.0 ** -normalized_bits(math.prod(attrs["shape"])))
+    return operand.scale
 
 
 def to_carrier(codes: Tensor, like: Tensor, binding: Binding) -> Tensor:

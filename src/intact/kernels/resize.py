@@ -1,4 +1,4 @@
-"""Bilinear interpolation of dequantized codes, in the order of operations that ONNX Runtime uses."""
+"""Bilinear interpolation: of dequantized codes, in the order that ONNX Runtime uses, or in integers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from intact.arithmetic import dequantize, quantize
+from intact.arithmetic import dequantize, multiplier, quantize, requantize
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
 
 __all__ = ["BilinearKernel"]
@@ -33,9 +33,24 @@ def _axis(source: int, size: int, corners: bool) -> tuple[Tensor, Tensor, Tensor
     return low, high, to_low, to_high
 
 
+def distance_bits(bits: int) -> int:
+    """Bits of the distance between two neighbours: with those of a code, twice, they fit in 31."""
+    return min(11, (30 - bits) // 2)
+
+
+def _whole(axis: tuple[Tensor, Tensor, Tensor, Tensor], bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Neighbours and their weights as integers, which add up to ``2**bits``."""
+    low, high, to_low, _ = axis
+    at_high = (to_low.to(torch.float64) * 2.0**bits).round().to(torch.int64)
+    return low, high, 2**bits - at_high, at_high
+
+
 @kernel("interpolate")
 class BilinearKernel(Kernel):
-    """Four products, added from left to right, then quantized; no fused multiply-add."""
+    """Four products, added from left to right, then quantized; no fused multiply-add.
+
+    Without floats, the distances have :func:`distance_bits` bits, the sum is exact, and requantized once.
+    """
 
     def __init__(self, binding: Binding) -> None:
         super().__init__(binding)
@@ -44,10 +59,19 @@ class BilinearKernel(Kernel):
         self.rows = _axis(a["source"][0], a["size"][0], corners)
         self.columns = _axis(a["source"][1], a["size"][1], corners)
         self.low, self.high = activation_codes(binding)
+        if binding.arithmetic.integer_only:
+            (qx,) = binding.inputs
+            bits = distance_bits(qx.qtype.bits)
+            self.whole_rows, self.whole_columns = (_whole(axis, bits) for axis in (self.rows, self.columns))
+            bound = 2.0 ** (qx.qtype.bits + 2 * bits)
+            step = torch.tensor(2.0 ** (-2 * bits))
+            self.multiplier = multiplier(qx.scale, step, binding.output.scale, binding.arithmetic, bound)
 
     def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
         """Codes (batch, channels, *size)."""
         (x,), b = xs, self.binding
+        if b.arithmetic.integer_only:
+            return to_carrier(self._integer(x), x, b)
         values = dequantize(x, b.inputs[0])
         y1, y2, dy1, dy2 = (t.to(x.device) for t in self.rows)
         x1, x2, dx1, dx2 = (t.to(x.device) for t in self.columns)
@@ -59,3 +83,12 @@ class BilinearKernel(Kernel):
         total = (total + term(y2, x1, dy1, dx2)) + term(y2, x2, dy1, dx1)
         codes = quantize(total, b.output, b.arithmetic).clamp_(self.low, self.high)
         return to_carrier(codes, x, b)
+
+    def _integer(self, x: Tensor) -> Tensor:
+        y = x.long() - int(self.binding.inputs[0].zero_point)
+        for axis, table in ((2, self.whole_rows), (3, self.whole_columns)):
+            low, high, at_low, at_high = (t.to(x.device) for t in table)
+            shape = [-1, 1] if axis == 2 else [-1]
+            y = y.index_select(axis, low) * at_low.reshape(shape) + y.index_select(axis, high) * at_high.reshape(shape)
+        by, b = self.multiplier.to(x.device), self.binding
+        return requantize(y, by, int(b.output.zero_point), self.low, self.high, b.arithmetic)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
+from intact.arithmetic.layer_norm import GAMMA_BITS
 from intact.errors import PlanError
 from intact.graph import PASSIVE_OPS, FloatModel, Graph, Hint, Node
 from intact.graph.attention import attention_softmaxes, scores
@@ -258,6 +259,11 @@ def _weights(
     for node in model.graph:
         how = hows[node.name]
         if not decisions[node.name].integer or "weight" not in node.params or isinstance(how, Float):
+            continue
+        if node.op == "layer_norm":
+            factor = WeightSpec(QType(GAMMA_BITS, signed=True, narrow=True), PerTensor(), "minmax",
+                                bias_correction=False)
+            specs.setdefault(node.params["weight"], (factor, node.path or node.name))
             continue
         qtype = QType(how.weight_bits, signed=True, narrow=how.weight_symmetric)
         granularity = how.weight_granularity

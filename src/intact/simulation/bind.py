@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from intact.arithmetic import Arithmetic, accumulator_bounds, quantize_kernel_weight, quantize_weight
+from intact.arithmetic.layer_norm import normalized_limit
 from intact.errors import CalibrationError
 from intact.graph import Graph, Node
-from intact.kernels import KERNELS, Binding, Kernel
+from intact.kernels import KERNELS, Binding, Kernel, operand_scale
 from intact.observers import weight_qparams
 from intact.planning import Plan
 from intact.types import INT32, Accumulator, PerChannel, PerTensor, QParams, QTensor
@@ -117,7 +118,7 @@ def _scale_floor(
     """The smallest weight scale with which bias codes fit in int32 and products of scales are normal floats."""
     floor = torch.zeros_like(found.scale)
     for node in nodes:
-        sx = qparams[node.inputs[0]].scale.to(torch.float64)
+        sx = operand_scale(node.op, node.attrs, qparams[node.inputs[0]]).to(torch.float64)
         sy = qparams[node.name].scale.to(torch.float64) if node.name in qparams else torch.tensor(1.0)
         need = torch.full(found.scale.shape, _SMALLEST, dtype=torch.float64) * torch.clamp(sy, min=1.0) / sx
         if "bias" in node.params:
@@ -141,13 +142,16 @@ def _bias_codes(
         bias = (bias.to(torch.float64) - shift).to(torch.float32)
     if not bool(torch.isfinite(bias).all()):
         raise CalibrationError("a bias is not finite", where=node.params["bias"])
-    scale = qx.scale * weight.qparams.scale
+    scale = operand_scale(node.op, node.attrs, qx) * weight.qparams.scale
     if not bool(torch.isfinite(scale).all()):
         raise CalibrationError("input scale times weight scale overflows float32", where=node.path or node.name,
                                got=float(scale.max()), fix="leave this layer in float")
     granularity = PerChannel(0) if scale.ndim else PerTensor()
     q = QParams(scale, torch.zeros(scale.shape, dtype=torch.int32), INT32, granularity)
-    bounds = accumulator_bounds(weight.centred(), int(qx.zero_point), qx.qtype.qmin, qx.qtype.qmax)
+    if node.op == "layer_norm":
+        bounds = weight.codes.to(torch.float64).abs() * normalized_limit(weight.codes.numel())
+    else:
+        bounds = accumulator_bounds(weight.centred(), int(qx.zero_point), qx.qtype.qmin, qx.qtype.qmax)
     room = (2.0**31 - 1 - bounds).clamp(min=0.0) if arithmetic.accumulator_bits == 32 else bounds * 0 + 2.0**31 - 1
     codes = quantize_weight(bias, q).codes.to(torch.float64)
     limited = codes.clamp(min=-room, max=room)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from intact.arithmetic import Arithmetic, BinaryRule, PoolRule, Requantize, Rounding
+from intact.arithmetic.layer_norm import MOST_VALUES
+from intact.arithmetic.softmax import softmax_output
 from intact.graph import Graph, Node
 from intact.kernels import UNARY_OPS
 from intact.targets.schema import OpRule, Output, Target
@@ -20,6 +24,20 @@ def fixed_mean(node: Node, graph: Graph) -> str | None:
     return None
 
 
+def _bilinear(node: Node, graph: Graph) -> str | None:
+    return None if node.attrs["mode"] == "bilinear" else f"no integer form of {node.attrs['mode']} interpolation"
+
+
+def _static_softmax(node: Node, graph: Graph) -> str | None:
+    return None if isinstance(node.shape[node.attrs["axis"]], int) else "a softmax over a dynamic axis"
+
+
+def _layer_norm(node: Node, graph: Graph) -> str | None:
+    count = math.prod(node.attrs["shape"])
+    return None if count <= MOST_VALUES else f"a layer norm over {count} values, more than {MOST_VALUES}"
+
+
+_PROBABILITIES = {bits: softmax_output(bits, signed=True) for bits in range(2, 17)}
 #: what runs on nothing but integers
 INTEGER_RULES: dict[str, OpRule] = {
     "conv": OpRule("conv", macs=True),
@@ -29,8 +47,11 @@ INTEGER_RULES: dict[str, OpRule] = {
     "sub": OpRule("subtract"),
     "mul": OpRule("multiply"),
     "concat": OpRule("concatenate"),
+    "interpolate": OpRule("bilinear interpolation", check=_bilinear),
     "mean": OpRule("mean", check=fixed_mean),
     "avg_pool": OpRule("average pool"),
+    "softmax": OpRule("softmax", check=_static_softmax, fixed=_PROBABILITIES),
+    "layer_norm": OpRule("layer norm", check=_layer_norm),
     "max_pool": OpRule("", Output.SHARED),
     **{op: OpRule("", Output.SHARED) for op in
        ("reshape", "permute", "slice", "pad", "expand", "index_select", "interpolate_nearest")},
