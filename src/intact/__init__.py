@@ -60,7 +60,7 @@ from intact.qat import (
     tqt_qconfig,
 )
 from intact.simulation import QFloatModel, Schedule
-from intact.targets import Target, register_target
+from intact.targets import Target, load_target, register_target
 from intact.training import Distill, parameter_groups, reestimate_batch_norm, train
 from intact.types import (
     PerChannel,
@@ -125,6 +125,7 @@ __all__ = [
     "first",
     "last",
     "load",
+    "load_target",
     "lsq_qconfig",
     "min_max_fakequant_qconfig",
     "nn",

@@ -38,7 +38,7 @@ from intact.graph.tree import first_tensor
 from intact.leaves import has_leaves, load_leaves, save_leaves
 from intact.planning import Recipe, plan
 from intact.simulation import QFloatModel, prepare
-from intact.targets import Target, get_target
+from intact.targets import TargetLike, get_target
 
 __all__ = [
     "calibrate",
@@ -149,7 +149,7 @@ def quantize(
     model: Model,
     data: Iterable[Any] | None = None,
     *,
-    target: str | Target | None = None,
+    target: TargetLike | None = None,
     recipe: Recipe | None = None,
     example_inputs: Any = None,
     progress: bool | None = None,
@@ -163,7 +163,7 @@ def quantize(
             yields (inputs, labels) works as it is. Not needed where every range is known already: in a QFloat model
             that was calibrated or trained (data is not read then), and in a network of trained ``intact.nn`` layers
             (data finds the ranges of what they do not read).
-        target: the runtime whose codes the integer model gives; by default ONNX Runtime.
+        target: the runtime whose codes the integer model gives, by name or as a TOML file; by default ONNX Runtime.
         recipe: rules for parts of the model; by default everything that the target can run is quantized.
         example_inputs: inputs to capture with; by default the first batch of ``data``.
         progress: show a progress bar; by default only on a terminal.
@@ -184,8 +184,7 @@ def quantize(
                             fix="give them to intact.plan or intact.quantize_qat")
         qfloat = model.eval()
     else:
-        target = "onnxruntime" if target is None else target
-        get_target(target)
+        target = get_target("onnxruntime" if target is None else target)  # a file is read once
         if data is not None:
             fm, data = captured(model, data, example_inputs=example_inputs)
             fm, data = _smoothed(fm, data, target, recipe)
@@ -205,7 +204,7 @@ def quantize(
 
 
 def _smoothed(
-    fm: FloatModel, data: Iterable[Any], target: str | Target, recipe: Recipe | None
+    fm: FloatModel, data: Iterable[Any], target: TargetLike, recipe: Recipe | None
 ) -> tuple[FloatModel, Iterable[Any]]:
     """A model with attention, smoothed on the first batches, and data that still holds them."""
     if fm.smoothing or fm.hints or not attention_softmaxes(fm.graph):

@@ -9,20 +9,24 @@
 * ``torch.ops.quantized.embedding_bag_byte_prepack``: fbgemm's row-wise codes in one pass over memory; torch has no
   other kernel that finds the range of every row and rounds to it. Its operands are plain tensors. Used only where
   :func:`intact.arithmetic.quantize_rows` has found its results equal to those of torch's elementwise operations.
+* ``torch.nn.modules.transformer._detect_is_causal_mask``: it looks at the numbers of a mask, only to find a faster
+  kernel, and so keeps ``nn.TransformerEncoder`` and ``nn.TransformerDecoder`` with a mask from being captured.
 * ``Tensor._version``: the only way to learn that a tensor was written to in place, so that a model whose weights
   changed after they were turned into codes is never evaluated with stale codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["ROW_MARGIN", "fingerprint", "fused_rows", "int8_matmul", "pack_matrix", "packed_matmul",
-           "packed_matmul_is_exact"]
+__all__ = ["ROW_MARGIN", "causal_only_where_said", "fingerprint", "fused_rows", "int8_matmul", "pack_matrix",
+           "packed_matmul", "packed_matmul_is_exact"]
 
 ROW_MARGIN = 8  #: columns behind the codes of :func:`fused_rows`: two float32 numbers
 
@@ -30,6 +34,18 @@ ROW_MARGIN = 8  #: columns behind the codes of :func:`fused_rows`: two float32 n
 def fingerprint(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
     """Changes whenever one of the tensors is replaced or written to in place (not through ``.data``)."""
     return tuple((t.data_ptr(), t._version) for t in tensors)
+
+
+@contextmanager
+def causal_only_where_said() -> Iterator[None]:
+    """``nn.Transformer`` and its parts take a mask for what it is; its values are not looked at."""
+    module: Any = torch.nn.modules.transformer
+    before = module._detect_is_causal_mask
+    module._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    try:
+        yield
+    finally:
+        module._detect_is_causal_mask = before
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:

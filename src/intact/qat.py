@@ -17,7 +17,7 @@ from intact.planning.recipe import Float, match_rules
 from intact.simulation import QFloatModel, prepare
 from intact.simulation.quantizer import EdgeQuantizer
 from intact.simulation.weight_quantizer import WeightQuantizer
-from intact.targets import Target
+from intact.targets import TargetLike
 from intact.types import Granularity, PerChannel, QType, qtype
 
 __all__ = [
@@ -131,7 +131,7 @@ def quantize_qat(
     qconfig: QConfig = ema_fakequant_qconfig,
     *,
     example_inputs: Any = None,
-    target: str | Target = "onnxruntime",
+    target: TargetLike = "onnxruntime",
     mapping: Mapped | None = None,
     recipe: Recipe | None = None,
 ) -> QFloatModel:
@@ -190,7 +190,7 @@ def reset_qconfig(
     return new.train(qfloat.training)
 
 
-def _prepared(fm: FloatModel, qconfig: QConfig, target: str | Target, mapping: Mapped, recipe: Recipe) -> QFloatModel:
+def _prepared(fm: FloatModel, qconfig: QConfig, target: TargetLike, mapping: Mapped, recipe: Recipe) -> QFloatModel:
     rules = [Rule(path(p), FLOAT if c is None else c.quant) for p, c in mapping.items()]
     wish = replace(recipe, rules=(*recipe.rules, *rules), default=qconfig.quant)
     qfloat = prepare(fm, plan(fm, target, wish))

@@ -210,7 +210,7 @@ def test_no_inputs(tmp_path: Path) -> None:
         intact.export(intact.quantize_dynamic(nn.Linear(8, 4)), tmp_path / "net.onnx")
     with pytest.raises(ExportError, match="unknown export format"):
         intact.export(intact.quantize_dynamic(nn.Linear(8, 4)), tmp_path / "net.xyz", example_inputs=torch.randn(3, 8))
-    with pytest.raises(IntactError, match="does not fit a layer"):
+    with pytest.raises(IntactError, match="does not fit the layer"):
         intact.export(intact.quantize_dynamic(nn.Linear(8, 4)), tmp_path / "net.onnx", example_inputs=torch.randn(3, 9))
     refused(tmp_path)
 

@@ -13,6 +13,7 @@ from intact.analysis.report import (
     Site,
     Sizes,
 )
+from intact.analysis.saturation import PairSaturation, SaturatingLayer, saturating_pairs
 from intact.analysis.statistics import Row, Statistics, tensor_statistics
 
 __all__ = [
@@ -25,14 +26,17 @@ __all__ = [
     "Mean",
     "Metric",
     "Output",
+    "PairSaturation",
     "Problem",
     "Report",
     "Row",
+    "SaturatingLayer",
     "Site",
     "Sizes",
     "Sqnr",
     "Statistics",
     "compare_models",
+    "saturating_pairs",
     "sqnr_db",
     "tensor_statistics",
 ]

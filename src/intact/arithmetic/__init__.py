@@ -1,6 +1,6 @@
 """The number rules of runtimes: quantize, round, saturate, accumulate, requantize. The only room that rounds."""
 
-from intact.arithmetic.accumulate import accumulator_bounds, carrier_for
+from intact.arithmetic.accumulate import accumulator_bounds, carrier_for, pairs_saturate
 from intact.arithmetic.arithmetic import REFERENCE, Arithmetic, BinaryRule, PoolRule, Requantize
 from intact.arithmetic.dynamic import ROW_EPSILON, quantize_rows, quantize_tensor, tensor_range
 from intact.arithmetic.elementwise import add_codes, fma_float32, mul_codes, sub_codes
@@ -27,6 +27,7 @@ __all__ = [
     "fma_float32",
     "mul_codes",
     "multiplier",
+    "pairs_saturate",
     "quantize",
     "quantize_kernel_weight",
     "quantize_rows",

@@ -31,7 +31,7 @@ class Requantize(Enum):
     FLOAT = "float"  # float32 multiplier
     FIXED_POINT = "fixed_point"  # M = M0 * 2**-n with M0 a 31-bit integer; 64-bit product, one rounding
     FIXED_POINT_TWICE = "fixed_point_twice"  # the high half of the doubled product, rounded, then a rounding shift
-    SHIFT = "shift"  # M is a power of two: scales are powers of two
+    SHIFT = "shift"  # M is a power of two, for scales are (a mean's 1 / n is not: it takes M0 * 2**-n)
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Arithmetic:
         zero_inside: the zero point is added before the rounding, when quantizing and requantizing (it decides ties
             if it is odd).
         reciprocal: quantizing multiplies by the float32 reciprocal of the scale instead of dividing by the scale.
+        pair_bits: 16 where two neighbouring products of a layer are added in 16 bits that saturate (x86 before VNNI);
+            weights that could make them are refused, or get fewer bits from the plan.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Arithmetic:
     requantize: Requantize = Requantize.FLOAT
     zero_inside: bool = False
     reciprocal: bool = False
+    pair_bits: int = 32
 
     @property
     def integer_only(self) -> bool:

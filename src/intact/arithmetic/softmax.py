@@ -16,17 +16,17 @@ _LOW = 8  # bits of the difference that the second table takes
 _HALF = 1 << 14
 
 
-def softmax_output(bits: int, signed: bool) -> QParams:
-    """The encoding of probabilities: every code is used, and 1.0 saturates by less than a step.
+def softmax_output(bits: int, signed: bool, symmetric: bool = False) -> QParams:
+    """The encoding of probabilities: 1.0 saturates by less than a step.
 
-    8 bits: scale 1/256 from the lowest code up. More bits, signed: scale ``2**(1 - bits)``, zero point 0.
+    Scale ``2**-bits`` from the lowest code up; symmetric and signed: scale ``2**(1 - bits)``, zero point 0.
 
     >>> p = softmax_output(8, signed=True)
     >>> float(p.scale) * 256, int(p.zero_point)
     (1.0, -128)
     """
     qtype = QType(bits, signed=signed)
-    if signed and bits > 8:
+    if signed and symmetric:
         return QParams.per_tensor(2.0 ** (1 - bits), 0, qtype)
     return QParams.per_tensor(2.0**-bits, qtype.qmin, qtype)
 

@@ -21,8 +21,9 @@ from intact.api import plan as make_plan
 from intact.cli.demo import coverage, run_demo
 from intact.cli.sources import inputs_of, open_data, open_example, open_model, python_object
 from intact.errors import ArtifactError, ExportError, IntactError, PlanError
+from intact.exporters import RUNTIMES
 from intact.planning import FLOAT, Quant, Recipe, Rule, path
-from intact.targets import get_target
+from intact.targets import TARGETS, get_target, target_to_toml
 
 __all__ = ["app"]
 
@@ -37,7 +38,8 @@ ModelText = Annotated[str, typer.Argument(metavar="MODEL", help="package.module:
 DataText = Annotated[str, typer.Argument(metavar="DATA", help=".npy, .npz, or package.module:factory of batches.")]
 FileIn = Annotated[Path, typer.Argument(metavar="NET.intact", help="An integer model.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples in a batch of .npy and .npz.")]
-TargetName = Annotated[str, typer.Option(help="The runtime whose codes the model gives.")]
+TargetName = Annotated[str, typer.Option(help="The runtime whose codes the model gives: a name (intact targets lists "
+                                            "them), or a file *.toml.")]
 RecipeText = Annotated[str | None, typer.Option("--recipe", metavar="MODULE:NAME", help="A Recipe in Python.")]
 Floats = Annotated[list[str] | None, typer.Option("--float", metavar="PATTERN", help="Module paths to leave in float "
                                                   "(a glob); may be repeated.")]
@@ -108,13 +110,13 @@ def _quantize(
         raise ArtifactError("there is nothing to write", fix="give -o net.intact, or --onnx net.onnx, or both")
     _check_output(output, ".intact")
     _check_output(onnx, ".onnx")
-    if onnx is not None and get_target(target).name != "onnxruntime":
+    where = get_target(target)
+    if onnx is not None and where.name not in RUNTIMES:
         raise ExportError("only models for onnxruntime can be exported to ONNX", where="--target", got=target,
-                          allowed="onnxruntime", fix="leave out --onnx, or choose --target onnxruntime")
+                          allowed=", ".join(RUNTIMES), fix="leave out --onnx, or choose --target onnxruntime")
     wish = _recipe(recipe, float_, weight_bits, activation_bits, observer, quantized_outputs)
-    get_target(target)
     net = open_model(model)
-    q = quantize(net, open_data(data, net, batch_size), target=target, recipe=wish)
+    q = quantize(net, open_data(data, net, batch_size), target=where, recipe=wish)
     if output is not None and q.opaque:  # before the export: all files are written, or none
         raise ArtifactError("modules that could not be captured are Python code and cannot be saved",
                             got=", ".join(sorted(q.opaque)), fix="rewrite them so that torch.export captures them")
@@ -139,10 +141,10 @@ def _plan(
 ) -> None:
     """Show what would run in integers, with which codes, and why the rest would not."""
     wish = _recipe(recipe, float_, weight_bits, activation_bits, observer, quantized_outputs)
-    get_target(target)
+    where = get_target(target)
     net = open_model(model)
     fm = capture(net, inputs_of(net, open_example(data, net, batch_size)))
-    typer.echo(str(make_plan(fm, target, wish)))
+    typer.echo(str(make_plan(fm, where, wish)))
 
 
 @app.command("compare")
@@ -178,6 +180,28 @@ def _export(
     _check_output(output, ".onnx")
     certificate = export(load(file), output, inputs=inputs, outputs=outputs)
     typer.echo(f"{certificate}\n{_wrote(output)}")
+
+
+@app.command("targets")
+@_reported
+def _targets(
+    target: Annotated[str | None, typer.Argument(metavar="TARGET", help="Print this one as TOML, to start a file of "
+                                                 "your own from.")] = None,
+) -> None:
+    """List the targets, or print one as TOML."""
+    if target is not None:
+        typer.echo(target_to_toml(get_target(target)), nl=False)
+        return
+    for found in TARGETS.values():
+        sign = "int" if found.signed_activations else "uint"
+        typer.echo(f"{found.name:18} {sign}{_span(found.activation_bits)} activations, int{_span(found.weight_bits)} "
+                   f"weights, {found.arithmetic.requantize.value}, {found.arithmetic.rounding.value}"
+                   f"{'' if found.float_operations else ', no floats'}")
+
+
+def _span(widths: tuple[int, ...]) -> str:
+    whole = len(widths) > 2 and widths == tuple(range(widths[0], widths[-1] + 1))
+    return f"{widths[0]}..{widths[-1]}" if whole else "/".join(map(str, widths))
 
 
 @app.command("demo")

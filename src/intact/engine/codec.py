@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from intact.engine.qmodel import QModel
-from intact.errors import ArtifactError, IntactError
+from intact.errors import ArtifactError, IntactError, PlanError
 from intact.graph import Graph, Node
 from intact.graph.signature import Signature
 from intact.kernels import Binding
-from intact.targets import TARGETS, Target
+from intact.targets import BUILT_IN, TARGETS, Target, describe, parse_target
 from intact.types import PerChannel, PerTensor, QParams, QTensor, QType
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "brief", "decode", "encode", "number", "record", "text"]
@@ -53,7 +53,7 @@ def encode(q: QModel) -> tuple[dict[str, Any], Tensors]:
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "target": {"name": q.target.name, "version": q.target.version},
+        "target": _encode_target(q.target),
         "graph": {"nodes": [_encode_node(n) for n in q.graph], "output": _encode_template(q.graph.output)},
         "signature": [[n, _encode_template(t)] for n, t in zip(q.signature.names, q.signature.templates, strict=True)],
         "qparams": table.rows,
@@ -208,9 +208,30 @@ def _decode_bindings(value: Any, graph: Graph, edges: Mapping[str, QParams], wei
     return bindings
 
 
+def _encode_target(target: Target) -> dict[str, Any]:
+    """By name; of a target of the user's own also all that it says, so that the file needs nothing beside it."""
+    named = {"name": target.name, "version": target.version}
+    if target.name in BUILT_IN:
+        return named
+    try:
+        return {**named, "description": describe(target)}
+    except PlanError:  # rules in Python: whoever loads the file has to register them
+        return named
+
+
 def _decode_target(value: Any) -> Target:
-    f = record(value, "target", "name", "version")
+    described = isinstance(value, dict) and "description" in value
+    f = record(value, "target", "name", "version", *(["description"] if described else []))
     name, version = text(f["name"], "target"), number(f["version"], "target", low=0)
+    if described:
+        try:
+            target = parse_target(f["description"], "target.description")
+        except PlanError as e:
+            raise ArtifactError(e.what, where=brief(e.where), got=brief(e.got), allowed=e.allowed) from None
+        if (target.name, target.version) != (name, version):
+            raise ArtifactError("the target's description is of another one", where="target", got=brief(target.name),
+                                allowed=f"{brief(name)}, version {version}")
+        return target
     if name not in TARGETS:
         raise ArtifactError("the model was made for a target that is not known here", where="target", got=brief(name),
                             allowed=", ".join(TARGETS), fix="register the target, or upgrade Intact")

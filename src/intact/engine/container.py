@@ -24,7 +24,7 @@ from torch import Tensor
 from intact.engine.codec import FORMAT, brief, number, record
 from intact.errors import ArtifactError
 
-__all__ = ["LEAVES_FORMAT", "read_container", "writable", "write_container"]
+__all__ = ["DTYPES", "LEAVES_FORMAT", "read_container", "writable", "write_container"]
 
 #: of the files of :mod:`intact.leaves`
 LEAVES_FORMAT = "intact-leaves"
@@ -33,9 +33,11 @@ _NO_DIGEST = "0" * 64
 _MAX_HEADER = 1 << 25  # bytes; a graph of ten thousand nodes has about four million
 _MAX_VALUES = 1_000_000  # JSON values; bounds the memory of the parsed document
 _MAX_DEPTH = 64
-_DTYPES = {
+#: that a tensor of a file can have, by their names there
+DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "C64": torch.complex64, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16,
 }
 
 
@@ -248,9 +250,9 @@ def _places(table: Mapping[str, Any], size: int) -> dict[str, Place]:
     for name, entry in table.items():
         where = f"tensor {brief(name)}"
         fields = record(entry, where, "dtype", "shape", "data_offsets")
-        if not isinstance(fields["dtype"], str) or fields["dtype"] not in _DTYPES:
-            raise ArtifactError("unknown dtype", where=where, got=brief(fields["dtype"]), allowed=", ".join(_DTYPES))
-        dtype, shape, ends = _DTYPES[fields["dtype"]], fields["shape"], fields["data_offsets"]
+        if not isinstance(fields["dtype"], str) or fields["dtype"] not in DTYPES:
+            raise ArtifactError("unknown dtype", where=where, got=brief(fields["dtype"]), allowed=", ".join(DTYPES))
+        dtype, shape, ends = DTYPES[fields["dtype"]], fields["shape"], fields["data_offsets"]
         if not isinstance(shape, list) or len(shape) > 16 or not isinstance(ends, list) or len(ends) != 2:
             raise ArtifactError("malformed entry", where=where, allowed="a shape of at most 16 axes, two offsets")
         begin, end = (number(v, where, low=0, high=size) for v in ends)

@@ -5,6 +5,7 @@ Nothing here runs an operation on data, or makes a tensor larger than the larges
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,17 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from intact.arithmetic import multiplier
+from intact.arithmetic import PoolRule, multiplier, pairs_saturate
 from intact.arithmetic.layer_norm import GAMMA_BITS, normalized_limit
 from intact.engine.codec import brief
 from intact.engine.op_schema import DTYPES, check_node
 from intact.engine.qmodel import QModel
 from intact.engine.shapes import check_shapes
-from intact.errors import ArtifactError
+from intact.errors import ArtifactError, PlanError
 from intact.graph import Node
 from intact.graph.ir import PASSIVE_OPS
 from intact.kernels import KERNELS, Binding
-from intact.targets import TARGETS
+from intact.targets import TARGETS, Target, describe, parse_target
 from intact.types import PerChannel, PerTensor, QParams
 
 __all__ = ["check"]
@@ -47,9 +48,7 @@ def check(q: QModel, *, foreign: bool = False) -> None:
     >>> import torch, intact.api as intact
     >>> check(intact.quantize(torch.nn.Linear(4, 2), [torch.randn(16, 4)]))
     """
-    if TARGETS.get(q.target.name) != q.target:
-        raise ArtifactError("the target is not known by its name", where="target", got=brief(q.target.name),
-                            allowed=", ".join(TARGETS), fix="call register_target first")
+    _check_target(q.target)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a warning about foreign data must not become an exception
         nodes = _check_graph(q)
@@ -62,6 +61,17 @@ def check(q: QModel, *, foreign: bool = False) -> None:
             _check_binding(q, nodes, nodes[name], binding)
         _check_params(q)
         check_shapes(q, foreign=foreign)
+
+
+def _check_target(target: Target) -> None:
+    """Known by its name, or one that a file can describe."""
+    if TARGETS.get(target.name) == target:
+        return
+    try:
+        parse_target(describe(target))
+    except PlanError as e:
+        raise ArtifactError("the target is not known by its name", where="target", got=brief(target.name),
+                            allowed=", ".join(TARGETS), fix=f"call register_target first ({e.what})") from None
 
 
 # -- graph --------------------------------------------------------------------------------------
@@ -129,7 +139,7 @@ def _check_binding(q: QModel, nodes: Mapping[str, Node], node: Node, b: Binding)
         raise ArtifactError("an integer kernel reads an accumulator", where=where)
     if node.op in PASSIVE_OPS and not b.inputs[0].same_as(b.output):
         raise ArtifactError("an operation that moves codes must keep their parameters", where=where)
-    fixed = q.target.rules[node.op].fixed.get(b.output.qtype.bits)
+    fixed = q.target.prescribed(node.op, b.output.qtype.bits)
     if fixed is not None and not b.output.same_as(fixed):
         raise ArtifactError("the target prescribes another encoding of this output", where=where,
                             got=str(b.output.qtype), allowed=f"scale {float(fixed.scale):g}, zero point "
@@ -186,7 +196,7 @@ def _check_factor(node: Node, b: Binding, where: str) -> None:
 
 
 def _check_accumulator(nodes: Mapping[str, Node], node: Node, b: Binding, where: str) -> None:
-    """No partial sum, in any order, leaves int32."""
+    """No partial sum, in any order, leaves the target's accumulator."""
     if node.op in _WEIGHTED:
         bound = _weighted_bound(b)
     elif node.op in ("matmul", "mean"):
@@ -199,11 +209,21 @@ def _check_accumulator(nodes: Mapping[str, Node], node: Node, b: Binding, where:
             bound *= int(shape[a])
         for p in b.inputs:
             bound *= max(p.qtype.qmax - int(p.zero_point), int(p.zero_point) - p.qtype.qmin)
+    elif node.op == "avg_pool" and b.arithmetic.average_pool is PoolRule.SUM:
+        p = b.inputs[0]
+        bound = float(math.prod(node.attrs["kernel"])) * max(
+            p.qtype.qmax - int(p.zero_point), int(p.zero_point) - p.qtype.qmin)
     else:
         return
-    if bound >= 2**31:
-        raise ArtifactError("the int32 accumulator can overflow", where=where, got=f"{bound:.4g}",
-                            allowed="below 2**31", fix="leave this layer in float, or use fewer bits")
+    if bound >= b.arithmetic.accumulator_limit:
+        raise ArtifactError(f"the accumulator of {b.arithmetic.accumulator_bits} bits can overflow", where=where,
+                            got=f"{bound:.4g}", allowed=f"below {b.arithmetic.accumulator_limit:.4g}",
+                            fix="leave this layer in float, or use fewer bits")
+    if b.weight is not None and b.arithmetic.pair_bits == 16:
+        reach = b.inputs[0].qtype.qmax - b.inputs[0].qtype.qmin
+        if bool(pairs_saturate(b.weight.codes, reach).any()):
+            raise ArtifactError("two products can saturate their sum of 16 bits", where=where,
+                                fix="use weights of fewer bits")
 
 
 def _weighted_bound(b: Binding) -> float:

@@ -16,7 +16,10 @@ from intact.exporters.onnx_build import IO, build, build_float, instrumented
 from intact.exporters.onnx_float import unsupported
 from intact.graph import FloatModel, Node
 
-__all__ = ["build", "export_onnx", "float_onnx"]
+__all__ = ["RUNTIMES", "build", "export_onnx", "float_onnx"]
+
+#: targets that ONNX Runtime gives the codes of
+RUNTIMES = ("onnxruntime", "x86_avx2")
 
 def export_onnx(
     q: QModel,
@@ -79,8 +82,8 @@ def float_onnx(model: FloatModel, path: str | Path) -> Path:
 def _check_exportable(q: QModel) -> None:
     if not isinstance(q, QModel):
         raise ExportError("export takes an integer model", got=type(q).__name__, fix="call intact.quantize first")
-    if q.target.name != "onnxruntime":
-        raise ExportError("the model was made for another target", got=q.target.name, allowed="onnxruntime",
+    if q.target.name not in RUNTIMES:
+        raise ExportError("the model was made for another target", got=q.target.name, allowed=", ".join(RUNTIMES),
                           fix="quantize with target='onnxruntime'")
     _refuse_unsupported([n for n in q.graph if n.name not in q.bindings])
 

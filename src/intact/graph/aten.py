@@ -194,7 +194,8 @@ def _attention(c: Converter, q: Value, k: Value, v: Value, mask: Value = None, d
     """softmax(q k^T * scale + mask) v, as matrix products and a softmax."""
     q_shape, k_shape = c.shape_of(0), c.shape_of(1)
     if enable_gqa and q_shape[-3] != k_shape[-3]:
-        raise c.error("grouped-query attention", got=(q_shape, k_shape))
+        k, v = (_every_head(c, x, q_shape[-3], c.shape_of(i)) for i, x in ((1, k), (2, v)))
+        k_shape = (*k_shape[:-3], q_shape[-3], *k_shape[-2:])
     width = q_shape[-1]
     assert isinstance(width, int)
     factor = scale if scale is not None else 1.0 / math.sqrt(width)
@@ -212,6 +213,14 @@ def _attention(c: Converter, q: Value, k: Value, v: Value, mask: Value = None, d
     if mask is not None:
         scores = _add_mask(c, scores, mask)
     return c.emit("matmul", [c.emit("softmax", [scores], axis=len(q_shape) - 1), v])
+
+
+def _every_head(c: Converter, x: Value, heads: Any, shape: tuple[Any, ...]) -> Value:
+    """Keys or values of fewer heads, one for each head of the queries: neighbours share one."""
+    if not (isinstance(heads, int) and isinstance(shape[-3], int)):
+        raise c.error("grouped-query attention with a free number of heads", got=(heads, shape))
+    shared = [i for i in range(shape[-3]) for _ in range(heads // shape[-3])]
+    return c.emit("index_select", [x], axis=len(shape) - 3, indices=shared)
 
 
 def _add_mask(c: Converter, scores: Edge, mask: Value) -> Edge:

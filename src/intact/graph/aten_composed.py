@@ -64,14 +64,15 @@ def _masked_fill(c: Converter, x: Value, mask: Value, value: Value) -> Value:
 
 
 @handler("aten.repeat.default", "aten.tile.default")
-def _repeat(c: Converter, x: Value, times: Sequence[int]) -> Value:
+def _repeat(c: Converter, x: Value, times: Sequence[Any]) -> Value:
     shape = list(c.shape_of()) if isinstance(x, Edge) else list(x.tensor.shape)
     rank = max(len(shape), len(times))
     old, counts = [1] * (rank - len(shape)) + shape, [1] * (rank - len(times)) + list(times)
-    if any(n != 1 and not isinstance(d, int) for n, d in zip(counts, old, strict=True)):
-        return _as_it_is(c, x, times)  # the batch axis is repeated
-    apart = [v for n, d in zip(counts, old, strict=True) for v in ([1, d] if n > 1 else [d])]
-    wide = [v for n, d in zip(counts, old, strict=True) for v in ([n, d] if n > 1 else [d])]
+    pairs = list(zip(counts, old, strict=True))
+    if any(n == 0 or (n != 1 and d != 1 and not (isinstance(n, int) and isinstance(d, int))) for n, d in pairs):
+        return _as_it_is(c, x, times)  # nothing is left, or the batch is a factor of a new size
+    apart = [v for n, d in pairs for v in ([1, d] if n != 1 and d != 1 else [d])]
+    wide = [v for n, d in pairs for v in ([n, d] if n != 1 and d != 1 else [n if d == 1 else d])]
     y = x if apart == shape else c.emit("reshape", [x], shape=apart)
     y = y if wide == apart else c.emit("expand", [y], shape=wide)
     final = list(c.dims(c.fake().shape))

@@ -27,6 +27,7 @@ from intact.graph.opaque import OpaqueCall
 from intact.graph.program_inputs import example_tensors, program_signature
 from intact.graph.shapes import infer_shapes
 from intact.graph.tree import first_tensor, map_leaves
+from intact.private import causal_only_where_said
 
 __all__ = ["capture", "capture_program", "evaluation_mode"]
 
@@ -166,7 +167,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         return {0: dim} if isinstance(x, Tensor) and x.ndim and x.shape[0] == batch else None
 
     shapes = _by_parameter(model, map_leaves(args, free), map_leaves(kwargs, free))
-    with _quiet():
+    with _quiet(), causal_only_where_said():
         program = torch.export.export(model, args, dict(kwargs), dynamic_shapes=shapes)
         return _functional(program)
 

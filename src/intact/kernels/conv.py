@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intact.arithmetic import accumulator_bounds, carrier_for, multiplier, requantize
+from intact.arithmetic import accumulator_bounds, carrier_for, multiplier, pairs_saturate, requantize
 from intact.arithmetic.accumulate import FLOAT32_EXACT
 from intact.errors import PlanError
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
@@ -39,6 +39,12 @@ class _WeightedKernel(Kernel):
         if self.bound >= limit:
             raise PlanError(f"the accumulator of {width} bits can overflow", where=binding.where,
                             got=f"{self.bound:.4g}", allowed=f"below {limit:.4g}", fix="leave this layer in float")
+        if binding.arithmetic.pair_bits == 16:
+            risky = pairs_saturate(binding.weight.codes, qx.qtype.qmax - qx.qtype.qmin)
+            if bool(risky.any()):
+                raise PlanError("two products can saturate their sum of 16 bits", where=binding.where,
+                                got=f"{int(risky.sum())} of {len(risky)} channels",
+                                fix="give this layer weights of 7 bits (Quant(weight_bits=7))")
         self.wide = self.bound >= 2**31
         #: float32 while every partial sum is below 2**24, float64 beyond it
         self.carrier = carrier_for(self.bound)

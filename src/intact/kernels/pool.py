@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +30,14 @@ __all__ = ["AveragePoolKernel", "MeanKernel"]
 def _average_multiplier(
     scale: Tensor, output_scale: Tensor, count: Tensor, arithmetic: Arithmetic, bound: float
 ) -> Multiplier:
-    """``s_x / (s_y * n)``; in float32 in this order."""
+    """``s_x / (s_y * n)``; in float32 in this order.
+
+    Where scales are powers of two, ``1 / n`` still is none: a mean then takes a fixed-point multiplier, one rounding.
+    """
     if arithmetic.requantize is Requantize.FLOAT:
         return Multiplier(scale / (output_scale * count))
+    if arithmetic.requantize is Requantize.SHIFT:
+        arithmetic = replace(arithmetic, requantize=Requantize.FIXED_POINT)
     one = torch.ones((), dtype=torch.float64, device=scale.device)
     return multiplier(scale, one, output_scale.to(torch.float64) * count.to(torch.float64), arithmetic, bound)
 

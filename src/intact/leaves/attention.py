@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from intact.errors import IntactError
 from intact.leaves.base import Leaf, MakeWeight, constant
 from intact.leaves.how import LeafHow
 from intact.leaves.product import product
@@ -58,8 +59,15 @@ class QAttention(Leaf):
         need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention as the float layer does it: outputs, and the weights if they are asked for."""
+        """Attention as the float layer does it: outputs, and the weights if they are asked for.
+
+        Raises:
+            IntactError: for a mask of another shape or of integers, and for ``is_causal`` without a mask.
+        """
         single = query.ndim == 2
+        if is_causal and attn_mask is None:
+            raise IntactError("is_causal is a hint for a mask, which is missing", where="attn_mask",
+                              fix="pass attn_mask too, as the float layer wants it")
         if single:
             query, key, value = (t.unsqueeze(0) for t in (query, key, value))
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
@@ -101,12 +109,14 @@ class QAttention(Leaf):
     ) -> Tensor | None:
         """What is added to scores (batch, heads, queries, keys); the ``extra`` keys at the end are never masked."""
         mask: Tensor | None = None
+        batch, heads, queries, _ = q.shape
         if attn_mask is not None:
-            mask = _additive(attn_mask, q.dtype)
+            whole = (batch * heads, queries, length)
+            mask = _additive(attn_mask, q.dtype, whole if attn_mask.ndim == 3 else whole[1:], "attn_mask")
             if mask.ndim == 3:
-                mask = mask.unflatten(0, (-1, self.num_heads))
+                mask = mask.unflatten(0, (batch, heads))
         if padding is not None:
-            keys = _additive(padding, q.dtype).reshape(-1, 1, 1, length)
+            keys = _additive(padding, q.dtype, (batch, length), "key_padding_mask").reshape(batch, 1, 1, length)
             mask = keys if mask is None else mask + keys
         return mask if mask is None or not extra else F.pad(mask, (0, extra))
 
@@ -115,7 +125,10 @@ class QAttention(Leaf):
         return f"{self.embed_dim}, num_heads={self.num_heads}, {self.how}"
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def _additive(mask: Tensor, dtype: torch.dtype, shape: tuple[int, ...], name: str) -> Tensor:
+    if tuple(mask.shape) != shape or not (mask.dtype == torch.bool or mask.is_floating_point()):
+        raise IntactError("a mask does not fit the attention", where=name, got=f"{mask.dtype}, {tuple(mask.shape)}",
+                          allowed=f"booleans or real numbers, {shape}")
     if mask.dtype != torch.bool:
         return mask.to(dtype)
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask, -math.inf)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from intact.arithmetic import quantize_rows, quantize_tensor, tensor_range
+from intact.errors import IntactError
 from intact.kernels.integer import conv_int
 from intact.leaves.base import Leaf, MakeWeight, constant
 from intact.leaves.how import Dynamic, LeafHow
@@ -54,17 +55,22 @@ class QConv(Leaf):
 
     @property
     def weight(self) -> Tensor:
-        """The weight that the codes stand for, made anew in float32."""
-        return self.qweight.dequantize()
+        """The weight that the codes stand for, made anew."""
+        return self.qweight.real()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """The convolution, of a batch or of one sample without a batch axis."""
-        single = x.ndim == self.axes + 1
-        batch = (x.unsqueeze(0) if single else x).to(torch.float32)
+        single, channels = input.ndim == self.axes + 1, self.qweight.shape[1] * self.groups
+        batch = input.unsqueeze(0) if single else input
+        if batch.ndim != self.axes + 2 or batch.shape[1] != channels or not batch.is_floating_point():
+            raise IntactError("the input does not fit the layer", where="QConv",
+                              got=f"{input.dtype}, {tuple(input.shape)}",
+                              allowed=f"real numbers, {channels} channels, {self.axes} axes behind them")
+        batch = batch.to(torch.float32)
         if any(self.pads):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             batch = F.pad(batch, self.pads, mode=mode)
-        y = convolve(batch, self.qweight, self.bias, self.stride, self.dilation, self.groups).to(x.dtype)
+        y = convolve(batch, self.qweight, self.bias, self.stride, self.dilation, self.groups).to(input.dtype)
         return y[0] if single else y
 
     def extra_repr(self) -> str:
@@ -81,6 +87,7 @@ def convolve(
         result: Tensor = call("leaf_conv", weight, x, bias, shape=list(weight.shape), stride=list(stride),
                               dilation=list(dilation), groups=groups)
         return result
+    bias = None if bias is None else bias.to(torch.float32)
     if isinstance(weight.how, Dynamic):
         return _integer(x, weight, bias, stride, dilation, groups)
     function = F.conv1d if x.ndim == 3 else F.conv2d

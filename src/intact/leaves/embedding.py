@@ -57,12 +57,12 @@ class QEmbedding(Leaf):
 
     @property
     def weight(self) -> Tensor:
-        """The table that the codes stand for, made anew in float32."""
-        return self.qweight.dequantize()
+        """The table that the codes stand for, made anew."""
+        return self.qweight.real()
 
-    def forward(self, index: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Rows of the table."""
-        return look_up(index, self.qweight)
+        return look_up(input, self.qweight)
 
     def extra_repr(self) -> str:
         """Sizes and encoding."""
@@ -98,8 +98,8 @@ class QEmbeddingBag(Leaf):
 
     @property
     def weight(self) -> Tensor:
-        """The table that the codes stand for, made anew in float32."""
-        return self.qweight.dequantize()
+        """The table that the codes stand for, made anew."""
+        return self.qweight.real()
 
     def forward(
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None

@@ -59,6 +59,9 @@ def group_codes(groups: Tensor, bits: int, *, symmetric: bool, refine: bool, dty
 
 
 def _searched(x: Tensor, bits: int, symmetric: bool, refine: bool, dtype: torch.dtype) -> Codes:
+    # powers of the error of huge or tiny numbers leave float32: every row is searched as if its largest were about 1
+    exponent = torch.frexp(x.abs().amax(1, keepdim=True)).exponent.clamp_(min=-100)
+    x = torch.ldexp(x, -exponent)
     low, high = x.amin(1, keepdim=True).clamp(max=0.0), x.amax(1, keepdim=True).clamp(min=0.0)
     best = _Best(x, (1 << bits) - 1, dtype)
     middle = torch.full_like(low, float(1 << (bits - 1)))
@@ -78,7 +81,10 @@ def _searched(x: Tensor, bits: int, symmetric: bool, refine: bool, dtype: torch.
         for shift in (0.0,) if symmetric else (0.0, -1.0, 1.0):
             best.consider(scale, (zero + shift).clamp(0.0, best.top))
     codes = best.steps(best.scale, best.zero) + best.zero
-    return Codes(codes.to(torch.uint8), best.scale.to(dtype), best.zero.to(torch.uint8))
+    scale = torch.ldexp(best.scale, exponent).to(dtype)
+    zeros = scale < torch.finfo(torch.float32).tiny  # of such a row nothing is left
+    codes, scale = torch.where(zeros, best.zero, codes), torch.where(zeros, torch.ones_like(scale), scale)
+    return Codes(codes.to(torch.uint8), scale, best.zero.to(torch.uint8))
 
 
 class _Best:

@@ -60,9 +60,12 @@ class WeightOnly:
     refine: bool = True
 
     def __post_init__(self) -> None:
-        if self.bits not in (4, 8):
+        if type(self.bits) is not int or self.bits not in (4, 8):
             raise PlanError("no such weight-only encoding", got=f"{self.bits} bits", allowed="4 or 8 bits")
         _check_weight(self.weight)
+        for name in ("symmetric", "refine"):
+            if not isinstance(getattr(self, name), bool):
+                raise PlanError("neither True nor False", where=name, got=repr(getattr(self, name)))
 
     def __str__(self) -> str:
         return f"int{self.bits} weights {self.weight}{', symmetric' if self.symmetric else ''}"
@@ -70,7 +73,7 @@ class WeightOnly:
 
 @dataclass(frozen=True)
 class Float16:
-    """float16 weights (saturated at 65504), which are made float32 again for the product.
+    """float16 weights, which are made float32 again for the product.
 
     >>> print(Float16())
     float16 weights

@@ -41,13 +41,13 @@ class QLinear(Leaf):
 
     @property
     def weight(self) -> Tensor:
-        """The weight that the codes stand for, made anew in float32: for code that looks at it."""
-        weight = self.qweight.dequantize()
+        """The weight that the codes stand for, made anew: for code that looks at it."""
+        weight = self.qweight.real()
         return weight.t() if self.transposed else weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``x @ weight.T + bias``."""
-        return product(x, self.qweight, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        """``input @ weight.T + bias``."""
+        return product(input, self.qweight, self.bias)
 
     def extra_repr(self) -> str:
         """Sizes and encoding."""

@@ -29,16 +29,21 @@ def product(x: Tensor, weight: QWeight, bias: Tensor | None = None) -> Tensor:
     With :class:`Dynamic` weights both operands of the product are integers, and it is exact; no gradient flows. Else
     the weight is made float32 first.
 
+    Raises:
+        IntactError: if x does not fit.
+
     >>> from intact.leaves.weight import encode
     >>> x, w = torch.tensor([[1.0, -1.0]]), torch.tensor([[0.5, -1.27]])
     >>> product(x, encode(w, Dynamic()))
     tensor([[1.7700]])
     """
-    if x.shape[-1] != weight.shape[1]:
-        raise IntactError("the input does not fit a layer", got=f"{x.shape[-1]} features", allowed=weight.shape[1])
+    if x.ndim == 0 or x.shape[-1] != weight.shape[1] or not x.is_floating_point():
+        raise IntactError("the input does not fit the layer", got=f"{x.dtype}, {tuple(x.shape)}",
+                          allowed=f"real numbers, {weight.shape[1]} in the last axis")
     if recording():
         result: Tensor = call("leaf_product", weight, x, bias)
         return result
+    bias = None if bias is None else bias.to(torch.float32)
     if not isinstance(weight.how, Dynamic):
         return F.linear(x.to(torch.float32), weight.dequantize(), bias).to(x.dtype)
     with torch.no_grad():

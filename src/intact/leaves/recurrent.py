@@ -148,9 +148,9 @@ class QRecurrent(Leaf):
             y, *rest = self._recorded(x, hx)
             state = tuple(rest)
         else:
-            flat = x.reshape(steps * batch, -1)
+            flat = x.reshape(steps * batch, self.input_size)
             y, state = self._packed(flat, [batch] * steps, self._state(hx, x, batch, None))
-            y = y.reshape(steps, batch, -1)
+            y = y.reshape(steps, batch, y.shape[-1])
         if single:
             return y[:, 0], self._last(tuple(s[:, 0] for s in state))
         return (y.transpose(0, 1) if self.batch_first else y), self._last(state)
@@ -220,12 +220,20 @@ class QRecurrentCell(Leaf):
         """The state after one step: (h, c) for an LSTM, else h."""
         single = input.ndim == 1
         x = input.unsqueeze(0) if single else input
+        if x.ndim != 2:
+            raise IntactError("the input does not fit a recurrent cell", where=self.kind, got=tuple(input.shape),
+                              allowed="1 or 2 axes")
         count = 2 if self.kind == "lstm" else 1
         if hx is None:
             state = (x.new_zeros(x.shape[0], self.hidden_size),) * count
         else:
             given = tuple(hx) if count == 2 else (hx,)
             state = tuple(s.unsqueeze(0) for s in given) if single else given
+            wanted = (x.shape[0], self.hidden_size)
+            for s in state:
+                if tuple(s.shape) != wanted:
+                    raise IntactError("the state does not fit the cell", where=self.kind, got=tuple(s.shape),
+                                      allowed=wanted)
         gates = self.cell.gates()
         state = gates.step(self.kind)(gates.of_input(x), state)
         if single:

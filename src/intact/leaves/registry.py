@@ -41,11 +41,13 @@ USUAL: frozenset[type[nn.Module]] = frozenset(_LEAVES) - {nn.Conv1d, nn.Conv2d} 
 def leaf_class(module: nn.Module) -> type[Leaf] | None:
     """What can stand in the place of a module; None if nothing can.
 
-    A subclass counts as the layer only if it runs the layer's own ``forward``.
+    A subclass, or a module whose ``forward`` was replaced, counts as the layer only if it runs the layer's own.
 
     >>> leaf_class(nn.Linear(2, 2)).__name__, leaf_class(nn.ReLU())
     ('QLinear', None)
     """
+    if "forward" in vars(module):
+        return None
     if isinstance(module, HuggingFaceConv1D):
         return QLinear
     for kind, leaf in _LEAVES.items():

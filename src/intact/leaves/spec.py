@@ -157,6 +157,9 @@ def _unmatched(
         there = [n for n in modules if n]
         near = difflib.get_close_matches(entry.key, there, n=3, cutoff=0.5)
     listing = f"the model has {', '.join(there[:8])}{', ...' if len(there) > 8 else ''}"
+    if entry.key in {type(m).__name__ for m in modules.values()}:
+        return PlanError("a key is the name of a type, not of a module", where=str(entry),
+                         fix=f"pass the class {entry.key} itself")
     return PlanError("a key matches nothing", where=str(entry),
                      allowed=f"nearest: {', '.join(near)}" if near else listing,
                      fix=f"did you mean {near[0]!r}?" if near else "correct the key, or remove it")

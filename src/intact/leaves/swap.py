@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from intact.errors import PlanError
 from intact.leaves.base import Leaf, MakeWeight
@@ -21,6 +22,7 @@ from intact.types import PerChannel, PerGroup
 __all__ = ["quantize_dynamic", "quantize_weights", "swapped"]
 
 Encode = Callable[[Tensor, LeafHow, str], QWeight]
+_PLAIN = (bool, int, float, str, tuple, torch.dtype, torch.device, type(None))
 _MAX_COLUMNS = (2**31 - 1) // (255 * 127)  # more could overflow the int32 accumulator
 
 
@@ -95,8 +97,8 @@ def quantize_weights(
     QLinear(128, 16, bias=True, int4 weights per group of 32 (axis 1))
     """
     _check_model(model)
-    if group is not None and group < 1:
-        raise PlanError("no such group", got=group, allowed="a positive number, or None")
+    if group is not None and (type(group) is not int or group < 1):
+        raise PlanError("no such group", got=repr(group), allowed="a positive number, or None")
     default = WeightOnly(bits, PerChannel(0) if group is None else PerGroup(1, group), symmetric, refine)
     chosen = choose(model, spec, default, lambda c, where: weight_only_how(c, where, default), USUAL, _can)
     return swapped(model, chosen, encode)
@@ -161,6 +163,9 @@ def _leaf(module: nn.Module, how: LeafHow, path: str, make: MakeWeight) -> Leaf:
         raise PlanError("a layer cannot be quantized like this", where=path or type(module).__name__, got=reason,
                         fix=f"leave it out: spec={{..., {path!r}: None}}")
     leaf = cls.from_float(module, how, make)
+    for name, value in vars(module).items():  # what code around it may ask the layer for
+        if isinstance(value, _PLAIN) and not name.startswith("_") and not hasattr(leaf, name):
+            setattr(leaf, name, value)
     for name in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs",
                  "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called"):
         getattr(leaf, name).update(getattr(module, name))
@@ -169,9 +174,10 @@ def _leaf(module: nn.Module, how: LeafHow, path: str, make: MakeWeight) -> Leaf:
 
 def _refusal(module: nn.Module, how: LeafHow) -> str | None:
     """Why no layer can be quantized like this; None if it can."""
-    hooks = {type(h).__name__ for h in getattr(module, "_forward_pre_hooks", {}).values()}
-    if hooks & {"WeightNorm", "SpectralNorm"}:
-        return "its weight is made anew at every call by a hook (weight_norm, spectral_norm)"
+    if any(p.is_meta or isinstance(p, UninitializedParameter) for p in module.parameters()):
+        return "its weights have no values yet: run the model once, or load them"
+    if any(isinstance(v, Tensor) for m in module.modules() for v in vars(m).values()):
+        return "its weight is made anew at every call by a hook (weight_norm, spectral_norm, pruning): remove it first"
     weights = [p for p in module.parameters(recurse=True) if p.ndim > 1]
     if any(p.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64) for p in weights):
         return "its weights are not real floating-point numbers"

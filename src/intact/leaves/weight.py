@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from intact.types import INT8_NARROW, PerChannel, PerGroup, PerTensor, PerToken
 __all__ = ["Derived", "QWeight", "encode", "skeleton"]
 
 _FLOAT16_MAX = 65504.0
+_BITS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
 class Derived:
@@ -48,7 +50,8 @@ class Derived:
 class QWeight(nn.Module):
     """Codes of a matrix (rows, columns), or of any tensor with its rows on axis 0.
 
-    ``state_dict`` has ``codes`` and, but for float16, ``scale`` and (not symmetric) ``zero_point``.
+    ``state_dict`` has ``codes`` and, but for float16, ``scale`` and (not symmetric) ``zero_point``. Those keep their
+    dtype when the module is moved to another one (``half()``): only ``dtype`` changes.
 
     Args:
         how: the encoding.
@@ -56,6 +59,7 @@ class QWeight(nn.Module):
         codes: int8 (symmetric, 8 bits), uint8 (two a byte for 4 bits), or the float16 weight itself.
         scale: ``()``, ``(rows,)`` or ``(rows, groups)``.
         zero_point: uint8, the shape of ``scale``.
+        dtype: of the weight, and so of rows that are looked up in it.
 
     >>> from intact.leaves.how import Dynamic
     >>> w = encode(torch.tensor([[0.5, -1.27]]), Dynamic())
@@ -63,16 +67,18 @@ class QWeight(nn.Module):
     ([[50, -127]], tensor([0.0100]))
     """
 
+    like: Tensor
     codes: Tensor
     scale: Tensor | None
     zero_point: Tensor | None
 
     def __init__(
         self, how: LeafHow, shape: tuple[int, ...], codes: Tensor, scale: Tensor | None = None,
-        zero_point: Tensor | None = None,
+        zero_point: Tensor | None = None, *, dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.how, self.shape = how, shape
+        self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
@@ -85,6 +91,19 @@ class QWeight(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_derived": None}
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weight that the codes stand for."""
+        return self.like.dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # a scale rounded to another dtype is another weight: its bits are moved as integers, whose dtype stays
+        for name, value in self._buffers.items():
+            if value is not None:
+                kept = _BITS.get(value.dtype) if name != "like" else None
+                self._buffers[name] = fn(value) if kept is None else fn(value.view(kept)).view(value.dtype)
+        return self
+
     def derived(self) -> Derived:
         """What follows from codes and scales; made again when they were written to."""
         codes, scale = self.codes, self.scale
@@ -95,12 +114,35 @@ class QWeight(nn.Module):
             self._derived = key, Derived(codes, scale)
         return self._derived[1]
 
+    def problem(self) -> str | None:
+        """What of codes, scales and zero points cannot be; None if nothing."""
+        codes, scale, zero, how = self.codes, self.scale, self.zero_point, self.how
+        if scale is None:
+            return None if bool(torch.isfinite(codes).all()) else "a weight is not finite"
+        if not bool((torch.isfinite(scale) & (scale >= torch.finfo(torch.float32).tiny)).all()):
+            return "a scale is not a positive normal number"
+        if isinstance(how, Dynamic) and int(codes.amin()) < -127:
+            return "a code is out of range: -128"
+        if isinstance(how, WeightOnly) and how.bits == 4:
+            if zero is not None and int(zero.amax()) > 15:
+                return f"a zero point is out of range: {int(zero.amax())}"
+            if _columns(self.shape) % 2 and int(codes[:, -1].amax()) > 15:
+                return "a code stands behind the last column"
+        return None
+
     def rows(self, index: Tensor) -> Tensor:
-        """The rows of ``index`` (1-d) in float32."""
+        """The rows of ``index`` (1-d, integers that are not negative), in the dtype of the weight."""
         scale, zero = self.scale, self.zero_point
         per_row = scale is not None and scale.ndim > 0
-        return self._real(self.codes[index], scale[index] if scale is not None and per_row else scale,
-                          zero[index] if zero is not None and per_row else zero)
+        # not [index]: it counts from the end where an index is negative, and takes bytes and booleans for masks
+        codes, scale, zero = (t.index_select(0, index) if t is not None and (per_row or t is self.codes) else t
+                              for t in (self.codes, scale, zero))
+        assert codes is not None
+        return self._real(codes, scale, zero).to(self.dtype)
+
+    def real(self) -> Tensor:
+        """The whole weight in its own dtype, for code that looks at it."""
+        return self.dequantize().to(self.dtype)
 
     def dequantize(self) -> Tensor:
         """The whole weight in float32."""
@@ -154,7 +196,7 @@ def encode(weight: Tensor, how: LeafHow, where: str = "") -> QWeight:
     """Codes of a weight.
 
     Raises:
-        PlanError: if its shape does not fit the encoding.
+        PlanError: if its shape does not fit the encoding, or its numbers float16.
         NonFiniteError: if it holds a NaN or an infinity.
     """
     w, shape = weight.detach().to(torch.float32).contiguous(), tuple(weight.shape)
@@ -166,21 +208,27 @@ def encode(weight: Tensor, how: LeafHow, where: str = "") -> QWeight:
     groups = _groups(shape, how, where)
     match how:
         case Float16():
-            return QWeight(how, shape, w.clamp(-_FLOAT16_MAX, _FLOAT16_MAX).to(torch.float16))
+            largest = float(w.abs().max())
+            if largest > _FLOAT16_MAX:
+                raise PlanError("a weight is too large for float16", where=where, got=largest, allowed=_FLOAT16_MAX,
+                                fix="quantize the layer to int8, or leave it out")
+            return QWeight(how, shape, w.to(torch.float16), dtype=weight.dtype)
         case WeightOnly():
-            return _encode_groups(w, how, shape, groups)
+            return _encode_groups(w, how, weight.dtype, groups)
         case Dynamic():
             pass
     if groups is not None:
         rows = w.reshape(shape[0] * groups, -1)
         q = quantize_weight(rows, weight_qparams(rows, INT8_NARROW, PerChannel(0), where=where))
-        return QWeight(how, shape, q.codes.reshape(shape), q.qparams.scale.reshape(shape[0], groups))
+        scale = q.qparams.scale.reshape(shape[0], groups)
+        return QWeight(how, shape, q.codes.reshape(shape), scale, dtype=weight.dtype)
     assert not isinstance(how.weight, PerGroup | PerToken)
     q = quantize_weight(w, weight_qparams(w, INT8_NARROW, how.weight, where=where))
-    return QWeight(how, shape, q.codes, q.qparams.scale)
+    return QWeight(how, shape, q.codes, q.qparams.scale, dtype=weight.dtype)
 
 
-def _encode_groups(w: Tensor, how: WeightOnly, shape: tuple[int, ...], groups: int | None) -> QWeight:
+def _encode_groups(w: Tensor, how: WeightOnly, dtype: torch.dtype, groups: int | None) -> QWeight:
+    shape = tuple(w.shape)
     rows = w.reshape(1, -1) if isinstance(how.weight, PerTensor) else w.reshape(shape[0] * (groups or 1), -1)
     q = group_codes(rows, how.bits, symmetric=how.symmetric, refine=how.refine, dtype=_scale_dtype(how))
     codes = q.codes.reshape(shape[0], -1)
@@ -191,7 +239,8 @@ def _encode_groups(w: Tensor, how: WeightOnly, shape: tuple[int, ...], groups: i
     else:
         codes = codes.reshape(shape)
     grid = _scale_shape(shape, how, groups)
-    return QWeight(how, shape, codes, q.scale.reshape(grid), None if how.symmetric else q.zero.reshape(grid))
+    zero = None if how.symmetric else q.zero.reshape(grid)
+    return QWeight(how, shape, codes, q.scale.reshape(grid), zero, dtype=dtype)
 
 
 def _scale_dtype(how: LeafHow) -> torch.dtype:
@@ -217,10 +266,11 @@ def skeleton(weight: Tensor, how: LeafHow, where: str = "") -> QWeight:
     shape = tuple(weight.shape)
     groups = _groups(shape, how, where)
     if isinstance(how, Float16):
-        return QWeight(how, shape, torch.zeros(shape, dtype=torch.float16))
+        return QWeight(how, shape, torch.zeros(shape, dtype=torch.float16), dtype=weight.dtype)
     scale = torch.ones(_scale_shape(shape, how, groups), dtype=_scale_dtype(how))
     if isinstance(how, Dynamic):
-        return QWeight(how, shape, torch.zeros(shape, dtype=torch.int8), scale)
+        return QWeight(how, shape, torch.zeros(shape, dtype=torch.int8), scale, dtype=weight.dtype)
     dtype = torch.int8 if how.symmetric and how.bits == 8 else torch.uint8
     codes = torch.zeros((shape[0], (_columns(shape) + 1) // 2) if how.bits == 4 else shape, dtype=dtype)
-    return QWeight(how, shape, codes, scale, None if how.symmetric else torch.zeros(scale.shape, dtype=torch.uint8))
+    zero = None if how.symmetric else torch.zeros(scale.shape, dtype=torch.uint8)
+    return QWeight(how, shape, codes, scale, zero, dtype=weight.dtype)

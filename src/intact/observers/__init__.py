@@ -12,7 +12,7 @@ from intact.observers.minmax import MinMax
 from intact.observers.moving_average import MovingAverage
 from intact.observers.mse import Mse, best_range, expected_error
 from intact.observers.percentile import Percentile
-from intact.observers.ranges import affine_parameters, range_to_qparams, saturates
+from intact.observers.ranges import affine_parameters, next_power_of_two, range_to_qparams, saturates
 from intact.observers.registry import OBSERVERS, make_observer, register_observer
 from intact.observers.weights import weight_qparams
 
@@ -32,6 +32,7 @@ __all__ = [
     "best_range",
     "expected_error",
     "make_observer",
+    "next_power_of_two",
     "range_to_qparams",
     "register_observer",
     "saturates",

@@ -75,7 +75,7 @@ class EasyQuant(HistogramObserver):
             return low, high
         grid = torch.linspace(_LEAST, _MOST, _STEPS, dtype=torch.float64)
         grid = torch.cat([grid.new_ones(1), grid])
-        scale, zero = affine_parameters(low * grid, high * grid, spec.qtype, spec.symmetric)
+        scale, zero = affine_parameters(low * grid, high * grid, spec.qtype, spec.symmetric, spec.power_of_two)
         found = alignment(density, scale, zero, spec.qtype)
         good = found >= found.max() * (1 - _TIE)
         distance = torch.where(good, (grid - 1).abs(), torch.full_like(grid, torch.inf))

@@ -52,7 +52,7 @@ def _divergence(
     d: Density, low: torch.Tensor, high: torch.Tensor, spec: Free
 ) -> torch.Tensor:
     """``KL(P, Q)`` for each candidate range; float64, ``(candidates,)``."""
-    scale, zero = affine_parameters(low, high, spec.qtype, spec.symmetric)
+    scale, zero = affine_parameters(low, high, spec.qtype, spec.symmetric, spec.power_of_two)
     centres = ((d.edges[1:] + d.edges[:-1]) / 2).expand(len(low), -1)
     used = (d.mass > 0).expand_as(centres)
     inside = (centres >= low[:, None]) & (centres <= high[:, None]) & used

@@ -58,7 +58,7 @@ def expected_error(
 
 def _pick(density: Density, low: torch.Tensor, high: torch.Tensor, spec: Free) -> int:
     """The first of the best candidates."""
-    scale, zero = affine_parameters(low, high, spec.qtype, spec.symmetric)
+    scale, zero = affine_parameters(low, high, spec.qtype, spec.symmetric, spec.power_of_two)
     cost = expected_error(density, scale, zero, spec.qtype)
     return int((cost <= cost.min() * (1 + _TIE)).nonzero()[0])
 

@@ -10,14 +10,14 @@ from intact.arithmetic import Rounding, quantize, round_to_int
 from intact.errors import CalibrationError, PlanError
 from intact.types import Free, PerTensor, QParams, QType
 
-__all__ = ["SCALE_FLOOR", "affine_parameters", "clipped_range", "range_to_qparams", "saturates"]
+__all__ = ["SCALE_FLOOR", "affine_parameters", "clipped_range", "next_power_of_two", "range_to_qparams", "saturates"]
 
 SCALE_FLOOR = 2.0**-100  # far above the smallest normal float32: products of two scales stay usable
 _HALF = 0.51  # half a step, and what a few float32 steps of the scale add up to in 16 bits
 
 
 def affine_parameters(
-    low: torch.Tensor, high: torch.Tensor, qtype: QType, symmetric: bool
+    low: torch.Tensor, high: torch.Tensor, qtype: QType, symmetric: bool, power_of_two: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero point of many ranges at once.
 
@@ -31,6 +31,7 @@ def affine_parameters(
         high: float64, the shape of ``low``, each ``>= 0``.
         qtype: the encoding.
         symmetric: True to fix the zero point.
+        power_of_two: the scale is the next power of two above, for targets that requantize by shifts.
 
     Returns:
         Scale (float32; 1.0 for an all-zero range, never below ``SCALE_FLOOR``), zero point (int32).
@@ -51,10 +52,23 @@ def affine_parameters(
         zero, wide = low, (high - low) / (qmax - qmin)
     scale = wide.to(torch.float32).clamp(min=SCALE_FLOOR)
     scale = torch.where((low == 0) & (high == 0), torch.ones_like(scale), scale)
+    if power_of_two:
+        scale = next_power_of_two(scale)
     if not symmetric:
         steps = round_to_int(-low / scale.to(torch.float64), Rounding.HALF_EVEN)
         zero = (steps + qmin).clamp(qmin, qmax)
     return scale, zero.to(torch.int32)
+
+
+def next_power_of_two(scale: torch.Tensor) -> torch.Tensor:
+    """The smallest power of two that is not below each (positive, normal) scale; at most 2**127.
+
+    >>> next_power_of_two(torch.tensor([0.5, 0.51, 3.0]))
+    tensor([0.5000, 1.0000, 4.0000])
+    """
+    fraction, exponent = torch.frexp(scale)
+    above = torch.ldexp(torch.ones_like(scale), exponent.clamp(max=127))
+    return torch.where(fraction == 0.5, scale, above)
 
 
 def clipped_range(
@@ -111,7 +125,7 @@ def _within_clip(qparams: QParams, low: float, high: float, spec: Free) -> QPara
     for [-1, 1] in 255 steps). A scale that is a few float32 steps smaller settles it.
     """
     clip = spec.clip
-    if clip is None or saturates(qparams, clip):
+    if clip is None or spec.power_of_two or saturates(qparams, clip):
         return qparams
     qtype, zero = qparams.qtype, int(qparams.zero_point)
     edges = (clip[1], qtype.qmax - zero), (-clip[0], zero - qtype.qmin)
@@ -156,5 +170,5 @@ def range_to_qparams(low: float, high: float, spec: Free) -> QParams:
         raise PlanError("an observer gives one scale per tensor", got=str(spec.granularity))
     low, high = clipped_range(low, high, spec.clip)
     ends = torch.tensor([low, high], dtype=torch.float64)
-    scale, zero = affine_parameters(ends[0], ends[1], spec.qtype, spec.symmetric)
+    scale, zero = affine_parameters(ends[0], ends[1], spec.qtype, spec.symmetric, spec.power_of_two)
     return _within_clip(QParams(scale, zero, spec.qtype), low, high, spec)

@@ -24,6 +24,7 @@ def weight_qparams(
     *,
     method: Literal["minmax", "mse"] = "minmax",
     symmetric: bool = True,
+    power_of_two: bool = False,
     where: str = "",
 ) -> QParams:
     """Parameters of a weight, from its values.
@@ -35,6 +36,7 @@ def weight_qparams(
         method: ``minmax`` reaches the largest weight of each channel; ``mse`` shrinks that range by
             the factor which gives the channel the least squared error (13 factors tried).
         symmetric: zero point 0 (the middle code of an unsigned type).
+        power_of_two: scales are powers of two; ``mse`` then chooses among those.
         where: name of the weight, for messages.
 
     Returns:
@@ -59,9 +61,9 @@ def weight_qparams(
         raise NonFiniteError("a weight is not finite", where=where, got=f"{bad} of {rows.numel()}")
     low, high = ends.min.double().clamp(max=0.0), ends.max.double().clamp(min=0.0)
     if method == "mse":
-        factor = _best_factor(rows, low, high, qtype, symmetric)
+        factor = _best_factor(rows, low, high, qtype, symmetric, power_of_two)
         low, high = low * factor, high * factor
-    scale, zero = affine_parameters(low, high, qtype, symmetric)
+    scale, zero = affine_parameters(low, high, qtype, symmetric, power_of_two)
     if isinstance(granularity, PerTensor):
         return QParams(scale[0], zero[0], qtype)
     return QParams(scale, zero, qtype, granularity)
@@ -87,11 +89,14 @@ def _rows(weight: torch.Tensor, granularity: Granularity, where: str) -> torch.T
 
 
 def _best_factor(
-    rows: torch.Tensor, low: torch.Tensor, high: torch.Tensor, qtype: QType, symmetric: bool
+    rows: torch.Tensor, low: torch.Tensor, high: torch.Tensor, qtype: QType, symmetric: bool,
+    power_of_two: bool = False,
 ) -> torch.Tensor:
     """The shrink factor of each row with the least squared error; the largest of equals."""
     # many bits never gain from much clipping: a normal channel of any size stays above these
     least = {2: 0.15, 3: 0.25, 4: 0.35, 5: 0.45, 6: 0.55, 7: 0.65}.get(qtype.bits, 0.75)
+    if power_of_two:  # the next scale below is a half: whatever the range is, it must be within reach
+        least = min(least, 0.49)
     best = torch.ones_like(low)
     grid = torch.linspace(1.0, least, _COARSE, dtype=torch.float64, device=rows.device)
     fine = (grid[0] - grid[1]) * torch.linspace(1.0, -1.0, _FINE + 2, device=rows.device)[1:-1]
@@ -100,7 +105,7 @@ def _best_factor(
         start = best.clone()
         for f in grid if around is None else around:
             factor = f.expand_as(low) if around is None else (start + f).clamp(max=1.0)
-            cost = _errors(rows, low * factor, high * factor, qtype, symmetric)
+            cost = _errors(rows, low * factor, high * factor, qtype, symmetric, power_of_two)
             better = cost < least_cost
             best = torch.where(better, factor, best)
             least_cost = torch.where(better, cost, least_cost)
@@ -108,10 +113,11 @@ def _best_factor(
 
 
 def _errors(
-    rows: torch.Tensor, low: torch.Tensor, high: torch.Tensor, qtype: QType, symmetric: bool
+    rows: torch.Tensor, low: torch.Tensor, high: torch.Tensor, qtype: QType, symmetric: bool,
+    power_of_two: bool = False,
 ) -> torch.Tensor:
     """Squared error of each row in units of its own scale before clipping, in float64."""
-    scale, zero = affine_parameters(low, high, qtype, symmetric)
+    scale, zero = affine_parameters(low, high, qtype, symmetric, power_of_two)
     bottom, top = (edge - zero.to(torch.float32)[:, None] for edge in (qtype.qmin, qtype.qmax))
     width = min(rows.shape[1], _CHUNK)
     height = max(1, _CHUNK // width)

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from torch import Tensor
+
 from intact.graph import Graph, Hint
+from intact.observers import weight_qparams
 from intact.planning.recipe import Recipe
 from intact.targets import Target
-from intact.types import Granularity, QSpec, QType
+from intact.types import Granularity, QParams, QSpec, QType
 
 __all__ = ["Coverage", "Decision", "Plan", "Rejection", "WeightSpec"]
 
@@ -25,12 +28,23 @@ class WeightSpec:
     bias_correction: bool = True
     symmetric: bool = True
     quantizer: str = "observed"
+    power_of_two: bool = False
+
+    def qparams(self, weight: Tensor, where: str = "") -> QParams:
+        """Scale and zero point for the values of a weight.
+
+        Raises:
+            NonFiniteError: if a weight is NaN or infinite.
+        """
+        return weight_qparams(weight, self.qtype, self.granularity, method=self.observer, symmetric=self.symmetric,
+                              power_of_two=self.power_of_two, where=where)
 
     def __str__(self) -> str:
         corrected = ", mean rounding error taken off the bias" if self.bias_correction else ""
         affine = "" if self.symmetric else " affine"
         learned = {"observed": "", "passive": ", kept"}.get(self.quantizer, f", trained by {self.quantizer}")
-        return f"{self.qtype} {self.granularity}{affine}, {self.observer}{corrected}{learned}"
+        powers = ", scales powers of two" if self.power_of_two else ""
+        return f"{self.qtype} {self.granularity}{affine}, {self.observer}{corrected}{learned}{powers}"
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,18 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
+from intact.arithmetic import Requantize
 from intact.arithmetic.layer_norm import GAMMA_BITS
 from intact.errors import PlanError
 from intact.graph import PASSIVE_OPS, FloatModel, Graph, Hint, Node
 from intact.graph.attention import attention_softmaxes, scores
 from intact.graph.ir import resolve_shape
 from intact.planning.hints import hints_by_node, how_of
+from intact.planning.overflow import check_accumulators, without_saturation
 from intact.planning.plan import Coverage, Decision, Plan, Rejection, WeightSpec
-from intact.planning.recipe import Float, How, Recipe, match_rules
+from intact.planning.recipe import Float, How, Quant, Recipe, match_rules
 from intact.planning.specs import edge_specs
-from intact.targets import Output, Target, get_target
+from intact.targets import Output, Target, TargetLike, get_target
 from intact.types import PerChannel, PerTensor, QType
 
 __all__ = ["macs_of", "plan"]
@@ -26,14 +28,14 @@ _OPERAND = "its operand '{}' is float"
 _STRUCTURE = frozenset({"input", "constant"})
 
 
-def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe | None = None) -> Plan:
+def plan(model: FloatModel, target: TargetLike = "onnxruntime", recipe: Recipe | None = None) -> Plan:
     """Decide what runs in integers, with which encodings, and say why the rest does not.
 
     Reads no data and changes nothing; the same arguments give the same plan.
 
     Args:
         model: a captured model.
-        target: a runtime, by name or value.
+        target: a runtime: its name, a TOML file (``"npu.toml"``), or a value.
         recipe: rules; by default 8-bit weights per channel and 8-bit activations everywhere.
 
     Raises:
@@ -70,8 +72,10 @@ def plan(model: FloatModel, target: str | Target = "onnxruntime", recipe: Recipe
         Rejection(n.name, n.path, n.op, reasons[n.name]) for n in graph if n.name in reasons and n.op not in _STRUCTURE
     )
     weights = _weights(model, decisions, hows, where)
-    return Plan(where, graph, decisions, edges, weights, rejections, _coverage(model, decisions),
-                (*model.notes, *_hint_notes(graph, hinted), *_not_exported(graph, decisions, where)), wish, hinted)
+    weights, narrowed = without_saturation(model, decisions, edges, weights, hows, where)
+    check_accumulators(model, decisions, edges, weights, where)
+    notes = (*model.notes, *_hint_notes(graph, hinted), *narrowed, *_not_exported(graph, decisions, where))
+    return Plan(where, graph, decisions, edges, weights, rejections, _coverage(model, decisions), notes, wish, hinted)
 
 
 def _hint_notes(graph: Graph, hinted: Mapping[str, Hint]) -> dict[tuple[str, str], None]:
@@ -110,8 +114,10 @@ def _check_hows(graph: Graph, hows: Mapping[str, How], target: Target) -> None:
                                     ("output", how.output_bits or how.activation_bits, target.activation_bits)):
             if bits not in allowed:
                 raise PlanError(f"target '{target.name}' cannot run {bits}-bit {what}s",
-                                where=node.path or node.name, got=bits, allowed=f"{allowed[0]} to {allowed[-1]}",
+                                where=node.path or node.name, got=bits, allowed=", ".join(map(str, allowed)),
                                 fix="choose fewer bits, or target='reference' to simulate")
+        if target.arithmetic.requantize is Requantize.SHIFT:
+            _check_powers(node, how, target)
         if not isinstance(how.weight_granularity, (PerChannel, PerTensor)):
             raise PlanError(f"target '{target.name}' has no such granularity for static weights",
                             where=node.path or node.name, got=str(how.weight_granularity),
@@ -119,6 +125,15 @@ def _check_hows(graph: Graph, hows: Mapping[str, How], target: Target) -> None:
         if not how.weight_symmetric and not target.asymmetric_weights:
             raise PlanError(f"target '{target.name}' runs symmetric weights only", where=node.path or node.name,
                             fix="set weight_symmetric=True (w_symmetric=True in a layer of intact.nn)")
+
+
+def _check_powers(node: Node, how: Quant, target: Target) -> None:
+    """Scales that training moves freely, or that are given, are no powers of two."""
+    for what, quantizer in (("weight", how.weight_quantizer), ("activation", how.activation_quantizer)):
+        if quantizer in ("lsq", "lsq+", "pact", "passive"):
+            raise PlanError(f"target '{target.name}' requantizes by shifts, so that scales are powers of two",
+                            where=node.path or node.name, got=f"{what}_quantizer='{quantizer}'",
+                            allowed="tqt, observed, dorefa, gathered", fix=f"set {what}_quantizer='tqt'")
 
 
 def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How], wish: Recipe) -> dict[str, str]:
@@ -256,6 +271,7 @@ def _weights(
     model: FloatModel, decisions: Mapping[str, Decision], hows: Mapping[str, How], target: Target
 ) -> dict[str, WeightSpec]:
     specs: dict[str, tuple[WeightSpec, str]] = {}
+    powers = target.arithmetic.requantize is Requantize.SHIFT
     for node in model.graph:
         how = hows[node.name]
         if not decisions[node.name].integer or "weight" not in node.params or isinstance(how, Float):
@@ -266,16 +282,17 @@ def _weights(
             specs.setdefault(node.params["weight"], (factor, node.path or node.name))
             continue
         qtype = QType(how.weight_bits, signed=True, narrow=how.weight_symmetric)
-        granularity = how.weight_granularity
+        granularity = how.weight_granularity if target.per_channel else PerTensor()
         if isinstance(granularity, PerChannel) and granularity.axis != 0:
             raise PlanError("weights are per output channel", where=node.path, got=str(granularity),
                             allowed="PerChannel(0)")
-        chosen: Literal["minmax", "mse"] = "minmax" if how.weight_bits >= 8 else "mse"
+        # of powers of two the next one above the largest weight may be twice too coarse
+        chosen: Literal["minmax", "mse"] = "minmax" if how.weight_bits >= 8 and not powers else "mse"
         if how.weight_observer != "auto":
             chosen = how.weight_observer
         single = model.params[node.params["weight"]][0].numel() == 1  # one weight a channel: nothing is rounded
         spec = WeightSpec(qtype, granularity, "minmax" if single else chosen, how.bias_correction,
-                          how.weight_symmetric, "observed" if single else how.weight_quantizer)
+                          how.weight_symmetric, "observed" if single else how.weight_quantizer, powers)
         name = node.params["weight"]
         if name in specs and specs[name][0] != spec:
             raise PlanError("two rules contradict each other on a shared weight", where=name,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from intact.arithmetic import Requantize
 from intact.graph import PASSIVE_OPS, Graph, Node
 from intact.graph.attention import attention_softmaxes
 from intact.planning.plan import Decision
@@ -33,8 +34,8 @@ def edge_specs(
         rule = target.rules[node.op]
         if rule.output is Output.SHARED:
             specs[node.name] = Shared(node.inputs[0])
-        elif settings[node.name].activation_bits in rule.fixed:
-            specs[node.name] = Fixed(rule.fixed[settings[node.name].activation_bits])
+        elif (prescribed := target.prescribed(node.op, settings[node.name].activation_bits)) is not None:
+            specs[node.name] = Fixed(prescribed)
         elif target.float_operations and _keeps_accumulator(node, rule.output, read, node.name in outputs, recipe):
             specs[node.name] = Accumulator()
         else:
@@ -105,7 +106,8 @@ def _free(node: Node, how: Quant, target: Target) -> Free:
         or target.symmetric_activations or how.activation_bits >= target.symmetric_from
     )
     return Free(qtype, symmetric=symmetric, observer=how.activation_observer, clip=clip,
-                quantizer=how.activation_quantizer)
+                quantizer=how.activation_quantizer,
+                power_of_two=target.arithmetic.requantize is Requantize.SHIFT)
 
 
 def _joined(

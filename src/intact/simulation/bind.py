@@ -13,7 +13,7 @@ from intact.arithmetic.layer_norm import normalized_limit
 from intact.errors import CalibrationError
 from intact.graph import Graph, Node
 from intact.kernels import KERNELS, Binding, Kernel, operand_scale
-from intact.observers import weight_qparams
+from intact.observers import next_power_of_two
 from intact.planning import Plan
 from intact.types import INT32, Accumulator, PerChannel, PerTensor, QParams, QTensor
 
@@ -98,13 +98,11 @@ def _quantized_weights(
         if not bool(torch.isfinite(weight).all()):
             raise CalibrationError("a weight is not finite", where=name,
                                    got=f"{int((~torch.isfinite(weight)).sum())} values")
-        found = trained.get(name) or weight_qparams(
-            weight, spec.qtype, spec.granularity, method=spec.observer, symmetric=spec.symmetric
-        )
-        floor = _scale_floor(nodes, params, qparams, found)
+        found = trained.get(name) or spec.qparams(weight)
+        floor = _scale_floor(nodes, params, qparams, found, plan.target.arithmetic, spec.power_of_two)
         raised = found.scale < floor
         if bool(raised.any()):
-            notes.append((name, f"scale of {int(raised.sum())} channel(s) raised so that the int32 bias and the "
+            notes.append((name, f"scale of {int(raised.sum())} channel(s) raised so that the bias and the "
                                 "multiplier can be expressed"))
             found = replace(found, scale=torch.maximum(found.scale, floor))
         kernels = not nearest and all(n.op == "conv" for n in nodes)
@@ -113,9 +111,11 @@ def _quantized_weights(
 
 
 def _scale_floor(
-    nodes: list[Node], params: Mapping[str, Tensor], qparams: Mapping[str, QParams], found: QParams
+    nodes: list[Node], params: Mapping[str, Tensor], qparams: Mapping[str, QParams], found: QParams,
+    arithmetic: Arithmetic, powers: bool,
 ) -> Tensor:
-    """The smallest weight scale with which bias codes fit in int32 and products of scales are normal floats."""
+    """The smallest weight scale with which bias codes take half an accumulator, and products of scales are normal."""
+    limit = min(_BIAS_LIMIT, arithmetic.accumulator_limit / 2)
     floor = torch.zeros_like(found.scale)
     for node in nodes:
         sx = operand_scale(node.op, node.attrs, qparams[node.inputs[0]]).to(torch.float64)
@@ -124,10 +124,11 @@ def _scale_floor(
         if "bias" in node.params:
             bias = params[node.params["bias"]].detach().to(torch.float64).abs()
             bias = bias if found.scale.ndim else bias.max()
-            need = torch.maximum(need, bias / (sx * _BIAS_LIMIT))
+            need = torch.maximum(need, bias / (sx * limit))
         # one part in a million above, so that rounding to float32 cannot fall below
         floor = torch.maximum(floor, (need * (1 + 1e-6)).to(torch.float32))
-    return floor.clamp(min=torch.finfo(torch.float32).tiny)
+    floor = floor.clamp(min=torch.finfo(torch.float32).tiny)
+    return next_power_of_two(floor) if powers else floor
 
 
 def _bias_codes(
@@ -152,11 +153,12 @@ def _bias_codes(
         bounds = weight.codes.to(torch.float64).abs() * normalized_limit(weight.codes.numel())
     else:
         bounds = accumulator_bounds(weight.centred(), int(qx.zero_point), qx.qtype.qmin, qx.qtype.qmax)
-    room = (2.0**31 - 1 - bounds).clamp(min=0.0) if arithmetic.accumulator_bits == 32 else bounds * 0 + 2.0**31 - 1
+    room = (arithmetic.accumulator_limit - 1 - bounds).clamp(min=0.0, max=2.0**31 - 1)
     codes = quantize_weight(bias, q).codes.to(torch.float64)
     limited = codes.clamp(min=-room, max=room)
     if not torch.equal(limited, codes):
-        notes.append((node.params["bias"], f"{int((limited != codes).sum())} bias code(s) limited to int32"))
+        notes.append((node.params["bias"], f"{int((limited != codes).sum())} bias code(s) limited to "
+                                             f"what {min(32, arithmetic.accumulator_bits)} bits leave"))
     return limited.to(torch.int32)
 
 

@@ -128,7 +128,7 @@ def _parameters(ends: Tensor, spec: Free) -> tuple[Tensor, Tensor]:
     low, high = ends.to(torch.float64)
     if spec.clip is not None:
         low, high = low.clamp(min=spec.clip[0]), high.clamp(max=spec.clip[1])
-    return affine_parameters(low, high, spec.qtype, spec.symmetric)
+    return affine_parameters(low, high, spec.qtype, spec.symmetric, spec.power_of_two)
 
 
 class Buffered(EdgeQuantizer):

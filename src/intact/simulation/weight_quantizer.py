@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from intact.errors import TrainingError
-from intact.observers import affine_parameters, weight_qparams
+from intact.observers import affine_parameters
 from intact.planning import WeightSpec
 from intact.simulation.quantizer import COLLAPSED
 from intact.simulation.ste import fake_quantize, learned_fake_quantize, power_of_two, relative
@@ -52,10 +52,8 @@ class WeightQuantizer(nn.Module):
             gauge: magnitude of the factor of each channel that a batch norm was folded with.
             found: instead of those, parameters that are known already.
         """
-        spec = self.spec
         if found is None:
-            found = weight_qparams(self.transform(weight.detach()), spec.qtype, spec.granularity,
-                                   method=spec.observer, symmetric=spec.symmetric, where=self.where)
+            found = self.spec.qparams(self.transform(weight.detach()), self.where)
         self._start(found, weight.detach(), gauge)
         self.known = True
 
@@ -93,7 +91,7 @@ class WeightQuantizer(nn.Module):
             low, high = (low, high) if self.shape else (low.amin(), high.amax())
         if ratio is not None:
             low, high = low * ratio, high * ratio
-        scale, zero = affine_parameters(low, high, self.spec.qtype, self.spec.symmetric)
+        scale, zero = affine_parameters(low, high, self.spec.qtype, self.spec.symmetric, self.spec.power_of_two)
         return scale.reshape(self.shape), zero.reshape(self.shape)
 
     def qparams(self, weight: Tensor, gauge: Tensor | None) -> QParams:

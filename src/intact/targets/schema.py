@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from intact.arithmetic import Arithmetic
+from intact.arithmetic.softmax import softmax_output
 from intact.graph import Graph, Node
 from intact.types import QParams
 
@@ -81,3 +82,14 @@ class Target:
     per_channel: bool = True
     asymmetric_weights: bool = False
     exported: frozenset[str] | None = None
+
+    def prescribed(self, op: str, bits: int) -> QParams | None:
+        """The encoding that the output of an operation must have with so many bits, if any.
+
+        What the runtime prescribes; else, for a softmax in integers, that of :func:`softmax_output`.
+        """
+        if op not in self.rules or bits in self.rules[op].fixed or op != "softmax":
+            return self.rules[op].fixed.get(bits) if op in self.rules else None
+        if bits not in self.activation_bits:
+            return None
+        return softmax_output(bits, self.signed_activations, self.symmetric_activations or bits >= self.symmetric_from)

@@ -17,7 +17,7 @@ class Free:
 
     ``clip`` bounds the range to be encoded: an activation function folded into the producer (ReLU
     gives ``(0, inf)``) makes the codes outside it useless. ``quantizer`` says what moves the
-    parameters in training.
+    parameters in training. ``power_of_two``: the scale is one, because the target requantizes by shifts.
     """
 
     qtype: QType
@@ -26,13 +26,15 @@ class Free:
     observer: str = "mse"
     clip: tuple[float, float] | None = None
     quantizer: str = "observed"
+    power_of_two: bool = False
 
     def __str__(self) -> str:
         kind = "symmetric" if self.symmetric else "affine"
         within = f" within [{self.clip[0]:g}, {self.clip[1]:g}]" if self.clip else ""
         known = {"observed": "", "gathered": ", over all batches"}
+        powers = ", scale a power of two" if self.power_of_two else ""
         learned = known.get(self.quantizer, f", trained by {self.quantizer}")
-        return f"{self.qtype} {self.granularity} {kind}, {self.observer}{within}{learned}"
+        return f"{self.qtype} {self.granularity} {kind}, {self.observer}{within}{learned}{powers}"
 
 
 @dataclass(frozen=True)

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
-
 from intact.errors import PlanError
 from intact.targets.catalog.fixed_point import FIXED_POINT
+from intact.targets.catalog.horizon_j6 import HORIZON_J6, HORIZON_J6_HALF_UP
 from intact.targets.catalog.onnxruntime import ONNXRUNTIME
+from intact.targets.catalog.power_of_two import POWER_OF_TWO
 from intact.targets.catalog.reference import REFERENCE_TARGET
+from intact.targets.catalog.x86_avx2 import X86_AVX2
 from intact.targets.schema import Target
 
-__all__ = ["TARGETS", "get_target", "register_target"]
+__all__ = ["BUILT_IN", "TARGETS", "register_target"]
 
-TARGETS: dict[str, Target] = {t.name: t for t in (ONNXRUNTIME, FIXED_POINT, REFERENCE_TARGET)}
-
-
-def get_target(target: str | Target) -> Target:
-    """The target of that name, or the target itself.
-
-    Raises:
-        PlanError: for an unknown name; names the nearest ones.
-
-    >>> get_target("onnxruntime").name
-    'onnxruntime'
-    """
-    if isinstance(target, Target):
-        return target
-    if target not in TARGETS:
-        near = difflib.get_close_matches(str(target), TARGETS, cutoff=0.5)
-        raise PlanError("unknown target", got=target, allowed=", ".join(TARGETS),
-                        fix=f"did you mean {near[0]!r}?" if near else None)
-    return TARGETS[target]
+TARGETS: dict[str, Target] = {
+    t.name: t
+    for t in (ONNXRUNTIME, X86_AVX2, FIXED_POINT, HORIZON_J6, HORIZON_J6_HALF_UP, POWER_OF_TWO, REFERENCE_TARGET)
+}
+#: those that every Intact of this version knows: saved models name them, and carry the description of any other
+BUILT_IN = frozenset(TARGETS)
 
 
 def register_target(target: Target) -> None:
@@ -41,7 +29,7 @@ def register_target(target: Target) -> None:
 
     >>> from dataclasses import replace
     >>> register_target(replace(ONNXRUNTIME, name="my_runtime", weight_bits=(8,)))
-    >>> get_target("my_runtime").weight_bits
+    >>> TARGETS["my_runtime"].weight_bits
     (8,)
     """
     if target.name in TARGETS:

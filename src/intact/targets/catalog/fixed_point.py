@@ -6,7 +6,6 @@ import math
 
 from intact.arithmetic import Arithmetic, BinaryRule, PoolRule, Requantize, Rounding
 from intact.arithmetic.layer_norm import MOST_VALUES
-from intact.arithmetic.softmax import softmax_output
 from intact.graph import Graph, Node
 from intact.kernels import UNARY_OPS
 from intact.targets.schema import OpRule, Output, Target
@@ -37,7 +36,6 @@ def _layer_norm(node: Node, graph: Graph) -> str | None:
     return None if count <= MOST_VALUES else f"a layer norm over {count} values, more than {MOST_VALUES}"
 
 
-_PROBABILITIES = {bits: softmax_output(bits, signed=True) for bits in range(2, 17)}
 #: what runs on nothing but integers
 INTEGER_RULES: dict[str, OpRule] = {
     "conv": OpRule("conv", macs=True),
@@ -50,7 +48,7 @@ INTEGER_RULES: dict[str, OpRule] = {
     "interpolate": OpRule("bilinear interpolation", check=_bilinear),
     "mean": OpRule("mean", check=fixed_mean),
     "avg_pool": OpRule("average pool"),
-    "softmax": OpRule("softmax", check=_static_softmax, fixed=_PROBABILITIES),
+    "softmax": OpRule("softmax", check=_static_softmax),
     "layer_norm": OpRule("layer norm", check=_layer_norm),
     "max_pool": OpRule("", Output.SHARED),
     **{op: OpRule("", Output.SHARED) for op in
