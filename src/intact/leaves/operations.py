@@ -117,7 +117,7 @@ def _recurrent(x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor | No
     before = tuple(state) or tuple(x.new_zeros(len(gates), batch, size) for size in sizes)
     y, after = run_layers(x.reshape(steps * batch, inputs), [batch] * steps, before, gates, settings["kind"],
                           settings["ways"])
-    return [y.reshape(steps, batch, -1), *after]
+    return [y.reshape(steps, batch, y.shape[-1]), *after]
 
 
 def _recurrent_shape(x: Tensor, state: Sequence[Tensor], weights: Sequence[Any], text: str) -> list[Tensor]:
