@@ -6,6 +6,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -16,15 +17,17 @@ from intact.algorithms import correct_bias, smooth
 from intact.algorithms.smooth import SAMPLES
 from intact.analysis import Latency, Report, Sizes, Statistics, compare_models, tensor_statistics
 from intact.calibration import calibrate
+from intact.calibration.peek import first_inputs
 from intact.engine import QModel, convert
 from intact.engine import load as _load_integer
 from intact.engine import save as _save_integer
 from intact.errors import CalibrationError, CaptureError, ExportError, IntactError, PlanError
-from intact.exporters import Certificate, export_c, export_onnx, float_onnx, latencies
+from intact.exporters import Certificate, export_c, export_leaves, export_onnx, float_onnx, latencies
 from intact.graph import FloatModel
 from intact.graph.attention import attention_softmaxes
 from intact.graph.capture import capture as _capture_module
 from intact.graph.capture import capture_program as _capture_program
+from intact.graph.dynamic import Dynamic, dynamic_of
 from intact.graph.passes import (
     DEFAULT_PASSES,
     EqualizeChannels,
@@ -33,7 +36,7 @@ from intact.graph.passes import (
     repeated_passes,
     transform,
 )
-from intact.graph.signature import Parameters, samples_in
+from intact.graph.signature import samples_in
 from intact.graph.tree import first_tensor
 from intact.leaves import has_leaves, load_leaves, save_leaves
 from intact.planning import Recipe, plan
@@ -62,7 +65,8 @@ Model = nn.Module | FloatModel | ExportedProgram
 
 
 def capture(
-    model: nn.Module | ExportedProgram, example_inputs: Any = None, *, passes: Sequence[Pass] = DEFAULT_PASSES
+    model: nn.Module | ExportedProgram, example_inputs: Any = None, *, dynamic: Dynamic | None = None,
+    passes: Sequence[Pass] = DEFAULT_PASSES
 ) -> FloatModel:
     """Capture a module as a float graph: batch norms folded, activations fused, dropout gone.
 
@@ -72,10 +76,14 @@ def capture(
         model: any ``nn.Module``, in training or evaluation mode; or a program of ``torch.export``.
         example_inputs: a batch: a tensor, a tuple of positional inputs, or a dict of keyword inputs. A program has
             its own.
+        dynamic: further axes that stay free, as ``dynamic_shapes`` of torch.export: ``{"input_ids": {1: "length"}}``
+            by the name of the input; of a model with one tensor as input ``{1: "length"}``. Axes of one name have one
+            size, ``"8*height"`` is a multiple of 8, a ``torch.export.Dim`` has a range. A program has its own.
         passes: transformations, each checked to keep the outputs; ``intact.graph.passes`` has more.
 
     Raises:
-        CaptureError: if the model cannot be captured; names the module and the reason.
+        CaptureError: if the model cannot be captured, or works with one size only of an axis that shall be free; names
+            the module or the axis and the reason.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
@@ -84,13 +92,16 @@ def capture(
     """
     if isinstance(model, ExportedProgram):
         return transform(_capture_program(model), passes)
-    return transform(_capture_module(model, example_inputs), passes)
+    return transform(_capture_module(model, example_inputs, dynamic), passes)
 
 
 def captured(
-    model: Model, data: Iterable[Any], *, example_inputs: Any = None, passes: Sequence[Pass] = DEFAULT_PASSES
+    model: Model, data: Iterable[Any], *, example_inputs: Any = None, dynamic: Dynamic | None = None,
+    passes: Sequence[Pass] = DEFAULT_PASSES
 ) -> tuple[FloatModel, Iterable[Any]]:
     """The model as a float graph, captured with the inputs of the first batch, and data that still holds that batch.
+
+    Axes whose sizes differ among the first batches are left free, where ``dynamic`` does not say which are.
 
     Raises:
         CaptureError: if the model cannot be captured.
@@ -111,8 +122,11 @@ def captured(
     if isinstance(model, FloatModel):
         return model, data
     if isinstance(model, nn.Module) and example_inputs is None:
-        example_inputs, data = _first_inputs(model, data)
-    return capture(model, example_inputs, passes=passes), data
+        example_inputs, differing, data = first_inputs(model, data)
+        if dynamic is None and differing is not None:
+            with suppress(CaptureError):  # such an axis may be free; if not, a batch is wrong, and is named in its turn
+                return capture(model, example_inputs, dynamic=differing, passes=passes), data
+    return capture(model, example_inputs, dynamic=dynamic, passes=passes), data
 
 
 def statistics(model: Model | QFloatModel, data: Iterable[Any], *, progress: bool | None = None) -> Statistics:
@@ -152,6 +166,7 @@ def quantize(
     target: TargetLike | None = None,
     recipe: Recipe | None = None,
     example_inputs: Any = None,
+    dynamic: Dynamic | None = None,
     progress: bool | None = None,
 ) -> QModel:
     """Quantize a module in one call: capture, plan, prepare, calibrate, convert; of a model with attention also smooth.
@@ -166,6 +181,8 @@ def quantize(
         target: the runtime whose codes the integer model gives, by name or as a TOML file; by default ONNX Runtime.
         recipe: rules for parts of the model; by default everything that the target can run is quantized.
         example_inputs: inputs to capture with; by default the first batch of ``data``.
+        dynamic: axes besides the batch that stay free, as for :func:`capture`; by default those whose sizes differ
+            among the first batches of ``data``.
         progress: show a progress bar; by default only on a terminal.
 
     Raises:
@@ -186,13 +203,13 @@ def quantize(
     else:
         target = get_target("onnxruntime" if target is None else target)  # a file is read once
         if data is not None:
-            fm, data = captured(model, data, example_inputs=example_inputs)
+            fm, data = captured(model, data, example_inputs=example_inputs, dynamic=dynamic)
             fm, data = _smoothed(fm, data, target, recipe)
         elif isinstance(model, nn.Module) and example_inputs is None:
             raise CalibrationError("there is no data", got="NoneType",
                                    fix="pass a list of batches, such as [x], or a DataLoader")
         else:
-            fm = model if isinstance(model, FloatModel) else capture(model, example_inputs)
+            fm = model if isinstance(model, FloatModel) else capture(model, example_inputs, dynamic=dynamic)
         qfloat = prepare(fm, plan(fm, target=target, recipe=recipe))
     if qfloat.calibrated and (data is None or qfloat is model):
         return convert(qfloat)
@@ -221,34 +238,24 @@ def _smoothed(
     return (smooth(fm, head, plan=chosen) if head else fm), rest
 
 
-def _first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
-    """Inputs of the first batch, and data that still holds it."""
-    iterator = iter(data)
-    try:
-        item = next(iterator)
-    except StopIteration:
-        raise CalibrationError("there is no data", got="0 batches",
-                               fix="pass a non-empty iterable; a generator can be consumed only once") from None
-    args, kwargs = Parameters.of(model).split(item)
-    rest = itertools.chain([item], iterator) if iterator is data else data
-    return args or kwargs, rest
-
-
-#: format (and suffix) to what writes it
+#: format (and suffix) to what writes an integer model
 EXPORTERS: dict[str, Callable[..., Certificate]] = {"c": export_c, "onnx": export_onnx}
+#: likewise, an eager model with quantized layers
+LEAF_EXPORTERS: dict[str, Callable[..., Certificate]] = {"onnx": export_leaves}
 
 
-def export(q: QModel, path: str | Path, *, format: str | None = None, **options: Any) -> Certificate:
-    """Write the integer model for a runtime, after the runtime gave its codes.
+def export(q: QModel | nn.Module, path: str | Path, *, format: str | None = None, **options: Any) -> Certificate:
+    """Write a quantized model for a runtime, after the runtime gave its codes.
 
     Args:
-        q: an integer model.
+        q: an integer model; or what :func:`quantize_dynamic` or :func:`quantize_weights` gave.
         path: the file to write; ``.onnx`` is ONNX with QuantizeLinear and DequantizeLinear, ``.c`` is C99 of integers
             (of a model for a target such as ``fixed_point``), with a header and a test beside it.
         format: instead of the suffix: ``"onnx"`` or ``"c"``.
         **options: of the format; for ONNX those of :func:`intact.exporters.export_onnx`: ``data``, ``inputs`` and
             ``outputs`` (``"float"`` or ``"codes"``), ``external_data``; for C those of
-            :func:`intact.exporters.export_c`: ``data``, ``compiler``.
+            :func:`intact.exporters.export_c`: ``data``, ``compiler``; for a model with quantized layers those of
+            :func:`intact.exporters.export_leaves`: ``example_inputs`` (needed), ``data``, ``external_data``.
 
     Returns:
         The parity certificate, which is also stored beside the file.
@@ -266,6 +273,11 @@ def export(q: QModel, path: str | Path, *, format: str | None = None, **options:
     if kind not in EXPORTERS:
         raise ExportError("unknown export format", where=str(path), got=kind or "no suffix",
                           allowed=", ".join(EXPORTERS), fix="name the file *.onnx or *.c, or pass format=")
+    if isinstance(q, nn.Module) and not isinstance(q, QFloatModel):
+        if kind not in LEAF_EXPORTERS:
+            raise ExportError("models with quantized layers cannot be exported to this format", where=str(path),
+                              got=kind, allowed=", ".join(LEAF_EXPORTERS), fix="quantize the whole model instead")
+        return LEAF_EXPORTERS[kind](q, path, **options)
     return EXPORTERS[kind](q, path, **options)
 
 
@@ -355,7 +367,8 @@ def compare(
     if not isinstance(q, QModel):
         raise IntactError("compare takes the integer model second", got=type(q).__name__, allowed="QModel")
     steps, smoothing = q.info.get("equalization", {}), q.info.get("smoothing", {})
-    model, data = captured(net, data, passes=repeated_passes(steps, smoothing))
+    model, data = captured(net, data, dynamic=dynamic_of(q.graph.inputs, q.signature), passes=repeated_passes(
+        steps, smoothing))
     if steps and not model.equalization:  # a captured model, to which it was not done yet
         model = transform(model, [EqualizeChannels(steps=steps)])
     if smoothing and not model.smoothing:
@@ -378,6 +391,6 @@ def _measure(fm: FloatModel, q: QModel) -> tuple[Latency | None, Sizes | None]:
         one = {k: v[:1] if fm.graph[k].shape[:1] == ("batch",) else v for k, v in fm.example.items()}
         slow, fast = latencies([float_file, integer_file], one)
         sizes = Sizes(float_bytes=float_file.stat().st_size, integer_bytes=integer_file.stat().st_size)
-        size = samples_in(fm.graph, 1)
+        size = samples_in(fm.graph, fm.sample)
         batch = f", batches of {size}" if size > 1 else ""
         return Latency(float_ms=slow, integer_ms=fast, engine=f"onnxruntime, CPU, one thread{batch}"), sizes

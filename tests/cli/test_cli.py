@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 import intact
 from intact.cli import app
+from intact.targets import TARGETS
 
 SOURCE = """
 import torch, intact
@@ -116,7 +118,21 @@ def test_version() -> None:
 
 def test_help_names_every_command() -> None:
     text = run("--help").out
-    assert all(name in text for name in ("quantize", "plan", "compare", "export", "demo"))
+    assert all(name in text for name in ("quantize", "plan", "compare", "export", "targets", "demo"))
+
+
+def test_targets_are_listed_and_start_a_file(folder: Path) -> None:
+    listed = run("targets").out
+    assert all(name in listed for name in TARGETS) and "no floats" in listed
+    text = run("targets", "fixed_point").out
+    (folder / "npu.toml").write_text(text.replace('"fixed_point"', '"npu"', 1))
+    result = run("quantize", "cli_models:net", "x.npy", "-o", "net.intact", "--target", "npu.toml")
+    assert result.code == 0, result.err
+    assert intact.load(folder / "net.intact").target.name == "npu"
+    assert "target 'npu'" in run("plan", "cli_models:net", "x.npy", "--target", "npu.toml").out
+    (folder / "npu.toml").write_text(text)
+    assert "comes with Intact" in refused("plan", "cli_models:net", "x.npy", "--target", "npu.toml")
+    assert "cannot be described" in refused("targets", "onnxruntime")
 
 
 def test_quantize_gives_the_model_of_the_api(folder: Path) -> None:
@@ -167,6 +183,15 @@ def test_compare_takes_labels_by_key(integer: Path) -> None:
         result = run("compare", "cli_models:net", "net.intact", data, "--labels", key, "--no-latency")
         assert f"{samples} samples" in result.out and "top-1 accuracy" in result.out, result.err
         assert "latency" not in result.out
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
+def test_export_of_c(folder: Path) -> None:
+    assert run("quantize", "cli_models:net", "x.npy", "-o", "net.intact", "--target", "fixed_point").code == 0
+    result = run("export", "net.intact", "net.c")
+    assert result.code == 0 and "integer operations: 0 of" in result.out and "arena" in result.out
+    assert Path("net.h").is_file() and Path("net_test.c").is_file()
+    assert "always codes" in refused("export", "net.intact", "net.c", "--inputs", "codes")
 
 
 def test_export(integer: Path) -> None:

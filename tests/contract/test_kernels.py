@@ -29,9 +29,9 @@ def test_the_carriers_agree(op: str) -> None:
         binding, xs, batch = DRAWN[op](data.draw)
         before = [x.clone() for x in xs]
         y = same_in_both_carriers(binding, xs, batch)
-        KERNELS[op](binding)(xs, batch)
+        KERNELS[op](binding)(xs, {"batch": batch})
         assert all(torch.equal(x, b) for x, b in zip(xs, before, strict=True))  # operands have other readers
-        assert torch.equal(KERNELS[op](binding)([x.clone() for x in xs], batch), y)
+        assert torch.equal(KERNELS[op](binding)([x.clone() for x in xs], {"batch": batch}), y)
         if op in MOVING and op not in ("max_pool", "pad"):
             assert set(y.unique().tolist()) <= set(xs[0].unique().tolist())
 
@@ -44,12 +44,12 @@ def test_a_sample_does_not_depend_on_the_others(op: str) -> None:
     @given(st.data())
     def run(data: st.DataObject) -> None:
         binding, xs, batch = DRAWN[op](data.draw)
-        whole = KERNELS[op](binding)([x.clone() for x in xs], batch)
+        whole = KERNELS[op](binding)([x.clone() for x in xs], {"batch": batch})
         if any(x.shape[0] != batch or x.ndim != max(v.ndim for v in xs) for x in xs) or whole.shape[0] % batch:
             return  # an operand without a batch
         rows = whole.shape[0] // batch
         for i in range(batch):
-            alone = KERNELS[op](binding)([x[i : i + 1].clone() for x in xs], 1)
+            alone = KERNELS[op](binding)([x[i : i + 1].clone() for x in xs], {"batch": 1})
             assert torch.equal(alone, whole[i * rows : (i + 1) * rows])
 
     run()

@@ -70,17 +70,17 @@ def vectors() -> Iterator[tuple[str, Case]]:
 
     tests/parity runs them on onnxruntime with three kinds of numbers, and against the runtime itself.
     """
-    seen = [TARGETS["onnxruntime"].rules]
+    seen = [TARGETS["onnxruntime"].rules.keys()]
     for name, target in TARGETS.items():
         if name == "onnxruntime":
             continue
-        if target.rules not in seen:
-            seen.append(target.rules)
+        if target.rules.keys() not in seen:
+            seen.append(target.rules.keys())
             yield from ((name, case) for case in CASES)
             continue
         left = set(target.rules)
         while left:
-            case = max(CASES, key=lambda c: len(c.covers & left))
+            case = max((c for c in CASES if c.name not in MASKED), key=lambda c: len(c.covers & left))
             left -= case.covers
             yield name, case
 

@@ -383,8 +383,8 @@ SHAPES: list[tuple[str, list[tuple[int, ...]], dict[str, tuple[int, ...]], dict[
 @pytest.mark.parametrize(("op", "shapes", "params", "attrs"), SHAPES)
 def test_shape_rules_are_those_of_torch(op: str, shapes: list[Any], params: dict[str, Any], attrs: Any) -> None:
     values = {k: torch.randn(v) for k, v in params.items()}
-    y = run_float(op, [torch.randn(s) for s in shapes], values, attrs, 2)
-    assert RULES[op](shapes, params, attrs, 2) == tuple(y.shape)
+    y = run_float(op, [torch.randn(s) for s in shapes], values, attrs, {"batch": 2})
+    assert RULES[op](shapes, params, attrs, {"batch": 2}) == tuple(y.shape)
     assert Node("y", op).op in OPS
 
 

@@ -159,6 +159,11 @@ def test_what_has_no_c_form_is_named_first(tmp_path: Path, monkeypatch: pytest.M
     other = intact.quantize(nn.Linear(4, 2), [torch.randn(8, 4)])
     with pytest.raises(ExportError, match="computes in float"):
         intact.export(other, tmp_path / "net.c")
+    rows = {"x": {0: torch.export.Dim("batch"), 1: torch.export.Dim("rows")}}
+    program = torch.export.export(nn.Sequential(nn.Linear(4, 2)), (torch.randn(3, 5, 4),), dynamic_shapes=(rows["x"],))
+    free = intact.quantize(program, [torch.randn(3, 5, 4)], target="fixed_point")
+    with pytest.raises(ExportError, match="no fixed size"):
+        intact.export(free, tmp_path / "net.c")
     with pytest.raises(ExportError, match=r"could not be run|failed"):
         intact.export(tiny("resnet8"), tmp_path / "net.c", compiler="no-such-compiler")
     assert not list(tmp_path.iterdir())

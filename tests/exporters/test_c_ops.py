@@ -69,7 +69,7 @@ def network(cases: list[tuple[Binding, list[Tensor], int]], arithmetic: Arithmet
         for name, x, q in zip(names, xs, binding.inputs, strict=True):
             nodes.append(Node(name, "input", shape=tuple(x.shape)))
             qparams[name], inputs[name] = q, (x.double() - int(q.zero_point)).float() * q.scale
-        y = KERNELS[binding.op](binding)(xs, batch)
+        y = KERNELS[binding.op](binding)(xs, {"batch": batch})
         if binding.op in ("reshape", "expand"):
             binding = replace(binding, attrs={"shape": list(y.shape)})
         name = f"{binding.op}@{i}"
@@ -85,7 +85,7 @@ def one(data: st.DataObject, op: str) -> tuple[Binding, list[Tensor], int] | Non
     """A drawn case; None if the target would refuse it, or it has three spatial axes."""
     try:
         binding, xs, batch = drawn.DRAWN[op](data.draw)
-        KERNELS[op](binding)(xs, batch)
+        KERNELS[op](binding)(xs, {"batch": batch})
     except PlanError:
         return None
     spatial = op in ("conv", "max_pool", "avg_pool") and xs[0].ndim > 4

@@ -79,3 +79,11 @@ def test_a_missing_folder_is_told_before_any_work(tmp_path: Path, monkeypatch: p
     with pytest.raises(ExportError, match="the output folder does not exist") as caught:
         intact.export(q, tmp_path / "none" / "net.onnx")
     assert caught.value.where == str(tmp_path / "none" / "net.onnx")
+
+
+def test_a_model_for_processors_without_vnni_is_a_file_for_the_same_runtime(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    q = intact.quantize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), [torch.randn(4, 3, 9, 9)],
+                        target="x86_avx2")
+    assert {b.weight.qparams.qtype.bits for b in q.bindings.values() if b.weight is not None} == {7}
+    assert intact.export(q, tmp_path / "net.onnx").ok

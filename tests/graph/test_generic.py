@@ -41,7 +41,7 @@ def test_refused_alike_in_memory_and_in_a_file(name: str) -> None:
 
     assert problem(REFUSED[name], 1, {}) is not None
     with pytest.raises(CaptureError):
-        run_aten([torch.zeros(2, 2)], {}, REFUSED[name], 1)
+        run_aten([torch.zeros(2, 2)], {}, REFUSED[name], {})
     with pytest.raises(ArtifactError):
         check_node(Node("y", "aten", ("x",), attrs=REFUSED[name], shape=(2, 2)))
 
@@ -49,7 +49,7 @@ def test_refused_alike_in_memory_and_in_a_file(name: str) -> None:
 def test_fill_is_a_function_of_its_operand() -> None:
     call = attrs("aten.fill.Scalar", {"input": 0}, 2.0)
     assert declared("aten.fill.Scalar") is not None
-    assert torch.equal(run_aten([torch.zeros(3)], {}, call, 1), torch.full((3,), 2.0))
+    assert torch.equal(run_aten([torch.zeros(3)], {}, call, {}), torch.full((3,), 2.0))
 
 
 class Numbers(nn.Module):

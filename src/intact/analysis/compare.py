@@ -18,6 +18,7 @@ from intact.engine import QModel
 from intact.errors import CalibrationError, IntactError, NonFiniteError
 from intact.graph import FloatModel
 from intact.graph.capture import capture
+from intact.graph.dynamic import dynamic_of
 from intact.graph.ir import Node, fill_template
 from intact.graph.passes import repeated_passes, transform
 from intact.graph.signature import check_inputs, samples_in, split_batch
@@ -202,7 +203,8 @@ class _Score:
 def _float_model(net: nn.Module | FloatModel, q: QModel, example: Any) -> FloatModel:
     """The captured float model, whose edges must be those of ``q``."""
     model = net if isinstance(net, FloatModel) else transform(
-        capture(net, example), repeated_passes(q.info.get("equalization", {}), q.info.get("smoothing")))
+        capture(net, example, dynamic_of(q.graph.inputs, q.signature)),
+        repeated_passes(q.info.get("equalization", {}), q.info.get("smoothing")))
     mine, theirs = list(model.graph), list(q.graph)
     for a, b in zip(mine, theirs, strict=False):
         if (a.name, a.op, a.inputs, a.shape) != (b.name, b.op, b.inputs, b.shape):

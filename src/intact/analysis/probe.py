@@ -104,9 +104,9 @@ class Probe:
             _add(meters.added, y, signal, fresh if binding is None else None)
             return
         inputs = [side.fresh(name) for name in node.inputs]
-        codes = self.q.program.kernels[node.name]([c for c, _ in inputs], side.batch)
+        codes = self.q.program.kernels[node.name]([c for c, _ in inputs], side.sizes)
         made = side.masked(node.name, dequantize(codes, qparams))
-        ideal = run_node(self.model, node, [x for _, x in inputs], side.batch)
+        ideal = run_node(self.model, node, [x for _, x in inputs], side.sizes)
         _add(meters.own, y, signal, made - y)
         _add(meters.added, y, signal, made.sub_(side.masked(node.name, ideal)))
         if node.name in self._weights:
@@ -116,7 +116,7 @@ class Probe:
         """Contributions of weights alone and of activations alone; ``ideal`` has quantized inputs."""
         y, qparams, binding = side.seen(node.name), self.q.qparams[node.name], self.q.bindings[node.name]
         values = [side.values[name] for name in node.inputs]
-        weighted = run_float(node.op, values, self._weights[node.name], node.attrs, side.batch)
+        weighted = run_float(node.op, values, self._weights[node.name], node.attrs, side.sizes)
         meters.weight, meters.activation = meters.weight or Sqnr(), meters.activation or Sqnr()
         _add(meters.weight, y, signal, side.masked(node.name, weighted).sub_(y))
         if not binding.is_accumulator:
@@ -128,7 +128,7 @@ class _FloatSide:
     """The float model, run as far as somebody asks; values die once the program has passed their last use."""
 
     def __init__(self, model: FloatModel, q: QModel, inputs: Mapping[str, Tensor], alone: bool) -> None:
-        self.batch, self.alone = check_inputs(model.graph, inputs), alone
+        self.sizes, self.alone = check_inputs(model.graph, inputs), alone
         self.values: dict[str, Tensor] = {}
         self._model, self._q, self._inputs = model, q, inputs
         self._masks = masked_operands(model.graph)
@@ -175,7 +175,7 @@ class _FloatSide:
                 self.values[node.name] = self._inputs[node.name]
             else:
                 operands = [self.values[i] for i in node.inputs]
-                self.values[node.name] = run_node(self._model, node, operands, self.batch)
+                self.values[node.name] = run_node(self._model, node, operands, self.sizes)
         return self.values[name]
 
     def _release(self) -> None:

@@ -16,11 +16,11 @@ from intact import dist
 from intact.calibration.collect import Collector
 from intact.calibration.reservoir import Reservoir
 from intact.errors import CalibrationError, IntactError, NonFiniteError
-from intact.graph import FloatModel, Graph, Node
-from intact.graph.ir import resolve_shape
+from intact.graph import FloatModel, Node
 from intact.graph.signature import split_batch
 from intact.simulation import QFloatModel
 from intact.simulation.guess import of_all_processes
+from intact.types.dims import resolve_shape
 
 __all__ = ["batches", "calibrate", "items", "label_of"]
 
@@ -53,7 +53,7 @@ def calibrate(qfloat: QFloatModel, data: Iterable[Any], *, progress: bool | None
                                fix="call intact.prepare(fm, plan) first")
     qfloat.reset_observers()
     model, seen = qfloat.float_model, 0
-    reservoir = Reservoir(model.graph, samples_for(model.graph))
+    reservoir = Reservoir(model.graph, samples_for(model))
     for args, kwargs in batches(data, model.signature.names, "calibrating", progress):
         try:
             inputs = model.signature.bind(args, kwargs)
@@ -88,12 +88,12 @@ def merge_processes(qfloat: QFloatModel) -> None:
         )
 
 
-def samples_for(graph: Graph) -> int:
+def samples_for(model: FloatModel) -> int:
     """How many calibration samples a model keeps, to correct biases and check exports on.
 
     4 to 32: fewer where samples are large, for the positions of a feature map are samples too.
     """
-    values = max((math.prod(resolve_shape(n.shape, 1)) for n in graph.inputs), default=1)
+    values = max((math.prod(resolve_shape(n.shape, model.sample)) for n in model.graph.inputs), default=1)
     return max(4, min(32, (1 << 19) // max(1, values)))
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from intact.graph import Graph
+from intact.graph.free import free_symbols, resized
+from intact.graph.signature import check_inputs
 
 __all__ = ["Reservoir"]
 
@@ -27,7 +30,7 @@ class Reservoir:
     """
 
     def __init__(self, graph: Graph, size: int) -> None:
-        self.size, self.seen = size, 0
+        self.graph, self.size, self.seen = graph, size, 0
         self.batched = [n.name for n in graph.inputs if n.shape and n.shape[0] == "batch"]
         self.kept: list[dict[str, Tensor]] = []
         self.others: dict[str, Tensor] = {}
@@ -48,4 +51,13 @@ class Reservoir:
 
     def samples(self) -> dict[str, Tensor]:
         """The samples as named inputs."""
-        return {**{n: torch.stack([s[n] for s in self.kept]) for n in self.batched}, **self.others}
+        kept = [{n: x[None] for n, x in s.items()} for s in self.kept]
+        if kept and free_symbols(self.graph):
+            kept = self._alike(kept)
+        return {**{n: torch.cat([s[n] for s in kept]) for n in self.batched}, **self.others}
+
+    def _alike(self, kept: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Samples of free sizes, cut or repeated to the sizes that most of them have."""
+        sizes = [tuple(sorted(check_inputs(self.graph, {**s, **self.others}).items())) for s in kept]
+        chosen = dict(max(Counter(sizes).items(), key=lambda pair: (pair[1], pair[0]))[0])
+        return [resized(self.graph, {**s, **self.others}, chosen) for s in kept]

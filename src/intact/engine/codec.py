@@ -39,7 +39,7 @@ def encode(q: QModel) -> tuple[dict[str, Any], Tensors]:
     """
     table = _Table()
     edges = {name: table.add(q.qparams[name]) for name in sorted(q.qparams)}
-    weights, bindings, tensors = _encode_bindings(q, table)
+    weights, bindings, tables, tensors = _encode_bindings(q, table)
     tensors["scales"], tensors["zero_points"] = table.packed()
     for name, value in q.float_params.items():
         tensors[f"float/{name}"] = value
@@ -60,6 +60,7 @@ def encode(q: QModel) -> tuple[dict[str, Any], Tensors]:
         "edges": edges,
         "weights": weights,
         "bindings": bindings,
+        "tables": tables,
         "info": _plain(q.info, "info"),
     }, tensors
 
@@ -71,7 +72,7 @@ def decode(document: Mapping[str, Any], tensors: Tensors) -> QModel:
         ArtifactError: for anything unexpected.
     """
     names = ("format", "format_version", "target", "graph", "signature", "qparams", "edges", "weights", "bindings",
-             "info")
+             "tables", "info")
     fields, left = record(document, "document", *names), dict(tensors)
     target = _decode_target(fields["target"])
     graph = _decode_graph(fields["graph"])
@@ -83,12 +84,14 @@ def decode(document: Mapping[str, Any], tensors: Tensors) -> QModel:
             raise ArtifactError("a weight has the wrong name", where="weights", got=brief(name), allowed="codes/...")
         codes = _take(left, name, "weights")
         weights[name] = _guard(f"weights.{name}", QTensor, codes, _at(table, row, f"weights.{name}"))
-    bindings = _decode_bindings(fields["bindings"], graph, edges, weights, left, target)
+    rows = _decode_tables(fields["tables"], graph, weights)
+    bindings = _decode_bindings(fields["bindings"], graph, edges, weights, left, target, set(rows.values()))
     floats = {name.removeprefix("float/"): left.pop(name) for name in sorted(left) if name.startswith("float/")}
     if left:
         raise ArtifactError("the file holds tensors that nothing uses", where=brief(sorted(left)))
     info = _rich_fields(fields["info"], "info")
-    return QModel(graph, _decode_signature(fields["signature"]), target, bindings, edges, floats, info=info)
+    return QModel(graph, _decode_signature(fields["signature"]), target, bindings, edges, floats, info=info,
+                  tables={node: weights[name] for node, name in rows.items()})
 
 
 # -- parameters of codes ------------------------------------------------------------------------
@@ -153,36 +156,53 @@ def _decode_table(rows: Any, left: Tensors) -> list[QParams]:
 # -- bindings -----------------------------------------------------------------------------------
 
 
-def _encode_bindings(q: QModel, table: _Table) -> tuple[dict[str, int], dict[str, Any], Tensors]:
+def _encode_bindings(q: QModel, table: _Table) -> tuple[dict[str, int], dict[str, Any], dict[str, str], Tensors]:
     names: dict[int, str] = {}
+    tables: dict[str, str] = {}
     weights: dict[str, int] = {}
     bindings: dict[str, Any] = {}
     tensors: Tensors = {}
+
+    def stored(weight: QTensor, node: Node) -> str:
+        if id(weight) not in names:
+            name = base = f"codes/{node.params.get('weight', node.name)}"
+            n = 1
+            while name in tensors:
+                n += 1
+                name = f"{base}@{n}"
+            names[id(weight)] = name
+            tensors[name], weights[name] = weight.codes, table.add(weight.qparams)
+        return names[id(weight)]
+
     for node in q.graph:
+        if node.name in q.tables:
+            tables[node.name] = stored(q.tables[node.name], node)
         if node.name not in q.bindings:
             continue
         b = q.bindings[node.name]
         entry: dict[str, str | None] = {"weight": None, "bias": None}
         if b.weight is not None:
-            if id(b.weight) not in names:
-                name = base = f"codes/{node.params.get('weight', node.name)}"
-                n = 1
-                while name in tensors:
-                    n += 1
-                    name = f"{base}@{n}"
-                names[id(b.weight)] = name
-                tensors[name], weights[name] = b.weight.codes, table.add(b.weight.qparams)
-            entry["weight"] = names[id(b.weight)]
+            entry["weight"] = stored(b.weight, node)
         if b.bias is not None:
             entry["bias"] = name = f"bias/{node.name}"
             tensors[name] = b.bias
         bindings[node.name] = entry
-    return weights, bindings, tensors
+    return weights, bindings, tables, tensors
+
+
+def _decode_tables(value: Any, graph: Graph, weights: Mapping[str, QTensor]) -> dict[str, str]:
+    """The weight of each node that looks up rows of a table of codes."""
+    index, found = graph.index, {}
+    for node, name in record(value, "tables").items():
+        if node not in index or text(name, "tables") not in weights:
+            raise ArtifactError("no such node or weight", where="tables", got=brief((node, name)))
+        found[node] = name
+    return found
 
 
 def _decode_bindings(value: Any, graph: Graph, edges: Mapping[str, QParams], weights: Mapping[str, QTensor],
-                     left: Tensors, target: Target) -> dict[str, Binding]:
-    bindings, index, used = {}, graph.index, set()
+                     left: Tensors, target: Target, tables: set[str]) -> dict[str, Binding]:
+    bindings, index, used = {}, graph.index, set(tables)
     for name, entry in record(value, "bindings").items():
         where = f"bindings.{name}"
         f = record(entry, where, "weight", "bias")

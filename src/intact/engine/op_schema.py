@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,13 +12,13 @@ from intact.errors import ArtifactError
 from intact.graph import Node
 from intact.graph.generic import DTYPES, problem
 from intact.kernels import UNARY_OPS
+from intact.types.dims import is_dim
 
 __all__ = ["DTYPES", "OPS", "OpSchema", "check_node"]
 
 _LIST_LIMIT = 65536  # operands, or results, of one operation
 _LARGEST = 2**31 - 1  # of a dimension, a stride, ...
 _ELEMENTS = 2**40  # of a tensor, per sample
-_DIM = re.compile(r"(?:[1-9]\d{0,8}\*)?batch", re.ASCII)
 
 
 # -- attributes ---------------------------------------------------------------------------------
@@ -38,7 +37,7 @@ def _number(v: Any) -> bool:
 
 
 def _dim(v: Any) -> bool:
-    return _whole(0)(v) or (isinstance(v, str) and _DIM.fullmatch(v) is not None)
+    return _whole(0)(v) or is_dim(v)
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,13 @@ _INDICES = _Kind("integers from 0", _many(_whole(0)))
 _PADS = _Kind("up to 6 integers", _many(_whole(-_LARGEST), 6))
 _FLAG = _Kind("true or false", lambda v: type(v) is bool)
 _NUMBER = _Kind("a number", _number)
-_DIMS = _Kind('integers, "batch" or "k*batch"', _many(_dim, 16))
+_DIMS = _Kind('integers, or expressions such as "2*batch"', _many(_dim, 16))
+_BOUND = _Kind("an integer or a size", lambda v: _whole(-(2**63), 2**63 - 1)(v) or is_dim(v))
+_START = _Kind("a size", lambda v: _whole(0, 2**24)(v) or is_dim(v))
+_SIZES = _Kind("1 to 3 sizes", lambda v: _many(_dim, 3)(v) and len(v) > 0 and 0 not in v)
+_LIMITS = _Kind("{symbol: [low, high or null]}", lambda v: isinstance(v, Mapping) and all(
+    is_dim(k) and _many(lambda n: n is None or _whole(1)(n), 2)(r) and len(r) == 2 and r[0] is not None
+    and (r[1] is None or r[0] <= r[1]) for k, r in v.items()))
 _FROM_1 = _Kind("1 to 8 integers from 1", lambda v: _many(_whole(1), 8)(v) and len(v) > 0)
 _FROM_0 = _Kind("1 to 3 integers from 0", lambda v: _many(_whole(0), 3)(v) and len(v) > 0)
 _RANGE = _Kind("[low, high]", lambda v: _many(_number, 2)(v) and len(v) == 2 and v[0] <= v[1])
@@ -85,7 +90,7 @@ class OpSchema:
 
 _WINDOW = {"kernel": _FROM_1, "stride": _FROM_1, "padding": _FROM_0, "ceil_mode": _FLAG}
 _REDUCE = {"axes": _AXES, "keepdim": _FLAG}
-_RESIZE = {"size": _FROM_1, "source": _FROM_1}
+_RESIZE = {"size": _SIZES, "source": _SIZES}
 _UNARY: dict[str, dict[str, _Kind]] = {
     "clamp": {"low": _NUMBER, "high": _NUMBER}, "leaky_relu": {"slope": _NUMBER}, "elu": {"alpha": _NUMBER},
     "gelu": {"approximate": _one_of("none", "tanh")},
@@ -96,6 +101,7 @@ _UNARY: dict[str, dict[str, _Kind]] = {
 OPS: dict[str, OpSchema] = {
     "input": OpSchema(0),
     "constant": OpSchema(0, roles=("value",)),
+    "arange": OpSchema(0, attrs={"start": _START, "end": _START, "step": _COUNT}),
     "conv": OpSchema(1, 0, ("weight",), ("bias",), {
         "stride": _FROM_1, "pad_begin": _FROM_0, "pad_end": _FROM_0, "dilation": _FROM_1, "groups": _COUNT}, True),
     "conv_transpose": OpSchema(1, 0, ("weight",), ("bias",), {
@@ -124,7 +130,7 @@ OPS: dict[str, OpSchema] = {
     "reshape": OpSchema(attrs={"shape": _DIMS}),
     "expand": OpSchema(attrs={"shape": _DIMS}),
     "permute": OpSchema(attrs={"axes": _AXES}),
-    "slice": OpSchema(attrs={"axis": _AXIS, "start": _INDEX, "end": _INDEX, "step": _COUNT}),
+    "slice": OpSchema(attrs={"axis": _AXIS, "start": _BOUND, "end": _BOUND, "step": _COUNT}),
     "index_select": OpSchema(attrs={"axis": _AXIS, "indices": _INDICES}),
     "aten": OpSchema(0, _LIST_LIMIT, attrs={"target": _ANY, "args": _ANY, "kwargs": _ANY, "index": _ANY}),
     **{op: OpSchema(attrs=_UNARY.get(op, {})) for op in UNARY_OPS},
@@ -161,7 +167,8 @@ def check_node(node: Node) -> None:
 
 
 def _check_attrs(node: Node, schema: OpSchema, where: str) -> None:
-    kinds = {**schema.attrs, **({"activation": _RANGE} if schema.activation and "activation" in node.attrs else {})}
+    kinds = {**schema.attrs, **({"activation": _RANGE} if schema.activation and "activation" in node.attrs else {}),
+             **({"limits": _LIMITS} if node.op == "input" and "limits" in node.attrs else {})}
     if set(node.attrs) != set(kinds):
         raise ArtifactError(f"'{node.op}' has the wrong attributes", where=where, got=brief(sorted(node.attrs)),
                             allowed=", ".join(sorted(kinds)))

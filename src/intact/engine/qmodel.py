@@ -16,7 +16,8 @@ from intact.graph.signature import Signature, check_finite
 from intact.kernels import KERNELS, Binding
 from intact.simulation import Program
 from intact.targets import Target
-from intact.types import QParams
+from intact.types import QParams, QTensor
+from intact.types.dims import Sizes
 
 __all__ = ["QModel"]
 
@@ -37,6 +38,7 @@ class QModel:
         opaque: calls of submodules that could not be captured; a model with any cannot be saved or exported.
         info: plain data about its making: plan, coverage, notes, versions.
         example: a small batch of inputs, kept in memory for checks; not saved.
+        tables: codes of the tables that float nodes look up rows in, by node; one that a layer reads too is its weight.
     """
 
     graph: Graph
@@ -48,6 +50,7 @@ class QModel:
     opaque: Mapping[str, OpaqueCall] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
     example: Mapping[str, Tensor] | None = None
+    tables: Mapping[str, QTensor] = field(default_factory=dict)
     _cache: dict[str, Program] = field(default_factory=dict, repr=False, init=False)
 
     @property
@@ -57,11 +60,11 @@ class QModel:
             kernels = {name: KERNELS[b.op](b) for name, b in self.bindings.items()}
             holder = FloatModel(self.graph, self.float_params, self.signature, {}, self.opaque)
 
-            def step(node: Node, xs: list[Tensor], batch: int) -> Tensor:
-                return run_node(holder, node, xs, batch)
+            def step(node: Node, xs: list[Tensor], sizes: Sizes) -> Tensor:
+                return run_node(holder, node, xs, sizes)
 
             self._cache["program"] = Program(self.graph, self.signature, kernels, self.qparams,
-                                             self.target.arithmetic, step)
+                                             self.target.arithmetic, step, self.tables)
         return self._cache["program"]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -99,7 +102,8 @@ def _describe(q: QModel) -> str:
     if cover.get("macs"):
         share = math.floor(1000 * cover["integer_macs"] / cover["macs"]) / 10  # never rounded up to 100 %
         lines.append(f"  in integers: {share:.1f}% of {cover['macs']:,} multiply-accumulates")
-    weights = {id(b.weight): b.weight.codes for b in q.bindings.values() if b.weight is not None}
+    stored = [*(b.weight for b in q.bindings.values() if b.weight is not None), *q.tables.values()]
+    weights = {id(w): w.codes for w in stored}
     codes = sum(w.numel() * w.element_size() for w in weights.values())
     floats = sum(w.numel() * w.element_size() for w in q.float_params.values())
     was = 4 * sum(w.numel() for w in weights.values()) + floats

@@ -23,10 +23,12 @@ from intact.engine.qmodel import QModel
 from intact.engine.shapes import check_shapes
 from intact.errors import ArtifactError, PlanError
 from intact.graph import Node
+from intact.graph.free import limits_of
 from intact.graph.ir import PASSIVE_OPS
 from intact.kernels import KERNELS, Binding
 from intact.targets import TARGETS, Target, describe, parse_target
-from intact.types import PerChannel, PerTensor, QParams
+from intact.types import PerChannel, PerTensor, QParams, QTensor
+from intact.types.dims import resolve_dim, symbols_of
 
 __all__ = ["check"]
 
@@ -59,6 +61,8 @@ def check(q: QModel, *, foreign: bool = False) -> None:
             if name not in nodes:
                 raise ArtifactError("no such node", where=f"binding {brief(name)}")
             _check_binding(q, nodes, nodes[name], binding)
+        for name, table in q.tables.items():
+            _check_table(q, nodes.get(name), name, table)
         _check_params(q)
         check_shapes(q, foreign=foreign)
 
@@ -110,7 +114,8 @@ def _check_calls(q: QModel, nodes: Mapping[str, Node]) -> None:
 
 def _check_params(q: QModel) -> None:
     """The float parameters are those that nodes in float read."""
-    read = {name for node in q.graph if node.name not in q.bindings for name in node.params.values()}
+    read = {name for node in q.graph if node.name not in q.bindings and node.name not in q.tables
+            for name in node.params.values()}
     if read != set(q.float_params):
         raise ArtifactError("float parameters are missing, or not used", where="float parameters",
                             got=brief(sorted(read ^ set(q.float_params))))
@@ -150,7 +155,7 @@ def _check_binding(q: QModel, nodes: Mapping[str, Node], node: Node, b: Binding)
         raise ArtifactError("weight and bias are not those that the node names", where=where)
     if b.weight is not None:
         _check_weight(q, node, b, where)
-    _check_accumulator(nodes, node, b, where)
+    _check_accumulator(q, nodes, node, b, where)
 
 
 def _check_weight(q: QModel, node: Node, b: Binding, where: str) -> None:
@@ -180,6 +185,21 @@ def _check_weight(q: QModel, node: Node, b: Binding, where: str) -> None:
         raise ArtifactError("the multiplier of a channel is not finite", where=where)
 
 
+def _check_table(q: QModel, node: Node | None, name: str, table: QTensor) -> None:
+    """A table of codes, a scale for each row or one for all."""
+    where, codes, p = f"table {brief(name)}", table.codes, table.qparams
+    if node is None or node.op != "embedding" or name in q.bindings or "weight" not in node.params:
+        raise ArtifactError("no node looks up rows in it", where=where)
+    fits = p.granularity == PerTensor() or (p.granularity == PerChannel(0) and len(p.scale) == codes.shape[0])
+    if codes.ndim != 2 or not codes.numel() or not fits or p.qtype.bits > 16:
+        raise ArtifactError("a table has the wrong form", where=where, got=f"{list(codes.shape)}, {p.granularity}",
+                            allowed="codes of rows, a scale for each or one for all")
+    low, high = (int(v) for v in torch.aminmax(codes))
+    if low < p.qtype.qmin or high > p.qtype.qmax:
+        raise ArtifactError("a code of a table is out of range", where=where, got=f"[{low}, {high}]",
+                            allowed=f"[{p.qtype.qmin}, {p.qtype.qmax}]")
+
+
 def _check_factor(node: Node, b: Binding, where: str) -> None:
     """Weight and bias of a layer norm."""
     assert b.weight is not None
@@ -195,18 +215,19 @@ def _check_factor(node: Node, b: Binding, where: str) -> None:
         raise ArtifactError("a code of a layer norm is out of range", where=where, got=float(reach.max()))
 
 
-def _check_accumulator(nodes: Mapping[str, Node], node: Node, b: Binding, where: str) -> None:
+def _check_accumulator(q: QModel, nodes: Mapping[str, Node], node: Node, b: Binding, where: str) -> None:
     """No partial sum, in any order, leaves the target's accumulator."""
     if node.op in _WEIGHTED:
         bound = _weighted_bound(b)
     elif node.op in ("matmul", "mean"):
         shape = nodes[node.inputs[0]].shape
         axes = [-1] if node.op == "matmul" else node.attrs["axes"]
-        if any(a >= len(shape) or not isinstance(shape[a], int) for a in axes) or not shape:
-            raise ArtifactError("a sum over an axis without a fixed size", where=where, got=brief(shape))
+        most = {name: high for name, (_, high) in limits_of(q.graph).items() if high is not None}
+        if any(a >= len(shape) or not symbols_of(shape[a]) <= most.keys() for a in axes) or not shape:
+            raise ArtifactError("a sum over an axis without a largest size", where=where, got=brief(shape))
         bound = 1.0
         for a in axes:
-            bound *= int(shape[a])
+            bound *= resolve_dim(shape[a], most)
         for p in b.inputs:
             bound *= max(p.qtype.qmax - int(p.zero_point), int(p.zero_point) - p.qtype.qmin)
     elif node.op == "avg_pool" and b.arithmetic.average_pool is PoolRule.SUM:
@@ -219,7 +240,7 @@ def _check_accumulator(nodes: Mapping[str, Node], node: Node, b: Binding, where:
         raise ArtifactError(f"the accumulator of {b.arithmetic.accumulator_bits} bits can overflow", where=where,
                             got=f"{bound:.4g}", allowed=f"below {b.arithmetic.accumulator_limit:.4g}",
                             fix="leave this layer in float, or use fewer bits")
-    if b.weight is not None and b.arithmetic.pair_bits == 16:
+    if b.weight is not None and node.op in _WEIGHTED and b.arithmetic.pair_bits == 16:
         reach = b.inputs[0].qtype.qmax - b.inputs[0].qtype.qmin
         if bool(pairs_saturate(b.weight.codes, reach).any()):
             raise ArtifactError("two products can saturate their sum of 16 bits", where=where,

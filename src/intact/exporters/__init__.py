@@ -2,7 +2,8 @@
 
 from intact.exporters.c_export import export_c
 from intact.exporters.certificate import Certificate
+from intact.exporters.onnx_leaves import export_leaves
 from intact.exporters.onnx_qdq import RUNTIMES, export_onnx, float_onnx
 from intact.exporters.runtime import latencies
 
-__all__ = ["RUNTIMES", "Certificate", "export_c", "export_onnx", "float_onnx", "latencies"]
+__all__ = ["RUNTIMES", "Certificate", "export_c", "export_leaves", "export_onnx", "float_onnx", "latencies"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from intact.arithmetic import quantize
 from intact.graph import Graph, Node
-from intact.graph.ir import Dim
 from intact.kernels import Binding
 from intact.kernels.base import activation_codes
-from intact.types import PerChannel, QParams
+from intact.types import PerChannel, QParams, QTensor
+from intact.types.dims import Dim, line, tree_of
 
 __all__ = ["IR_VERSION", "OPSET", "Builder", "onnx_type", "place"]
 
@@ -28,7 +28,7 @@ IR_VERSION = 10
 _TYPES = {
     "float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "float16": TensorProto.FLOAT16,
     "int64": TensorProto.INT64, "int32": TensorProto.INT32, "int16": TensorProto.INT16, "int8": TensorProto.INT8,
-    "uint8": TensorProto.UINT8, "bool": TensorProto.BOOL,
+    "uint8": TensorProto.UINT8, "bool": TensorProto.BOOL, "bfloat16": TensorProto.BFLOAT16,
 }
 
 
@@ -55,20 +55,35 @@ class Builder:
         params: float parameters by name.
         qparams: parameters of every edge that has codes.
         bindings: integer nodes.
-        arithmetic_of: the target's arithmetic, for padding codes.
+        tables: codes of the tables that float nodes look up rows in, by node.
+        floats, codes, dequantized: tensors of an edge's value, codes, and value of the codes.
+        path: module path that new nodes get.
+        shared: what several nodes use, by what it is made of.
+        probes: where a certificate looks into quantized layers.
+        inside: make what probes look at visible in loops.
     """
 
     graph: Graph
     params: Mapping[str, Tensor]
     qparams: Mapping[str, QParams]
     bindings: Mapping[str, Binding]
+    tables: Mapping[str, QTensor] = field(default_factory=dict)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
     floats: dict[str, str] = field(default_factory=dict)
     codes: dict[str, str] = field(default_factory=dict)
     dequantized: dict[str, str] = field(default_factory=dict)
     path: str = ""
+    shared: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    probes: list[Any] = field(default_factory=list)
+    inside: bool = False
     _names: set[str] = field(default_factory=set)
+    _sizes: dict[str, str] = field(default_factory=dict)
+    _shapes: dict[tuple[Dim, ...], str] = field(default_factory=dict)
+
+    def body(self) -> Builder:
+        """A builder of a loop's body: what this one has made can be read there; its nodes are its own."""
+        return replace(self, nodes=[], shared=dict(self.shared), probes=[])
 
     # -- primitives -------------------------------------------------------------------------
 
@@ -83,12 +98,20 @@ class Builder:
 
     def const(self, base: str, value: npt.ArrayLike | Tensor, dtype: Any = None) -> str:
         """An initializer; the same name and bytes are stored once."""
+        if isinstance(value, Tensor) and value.dtype == torch.bfloat16:
+            return self._bfloat16(base, value)
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
         array = np.ascontiguousarray(array if dtype is None else array.astype(dtype))
         if array.shape != np.shape(value):
             array = array.reshape(np.shape(value))
+        return self._stored(onnx.numpy_helper.from_array(array, base), base)
+
+    def _bfloat16(self, base: str, value: Tensor) -> str:
+        raw = value.detach().cpu().contiguous().view(torch.int16).numpy().tobytes()
+        return self._stored(helper.make_tensor(base, TensorProto.BFLOAT16, list(value.shape), raw, raw=True), base)
+
+    def _stored(self, tensor: onnx.TensorProto, base: str) -> str:
         known = self.initializers.get(base)
-        tensor = onnx.numpy_helper.from_array(array, base)
         if known is not None:
             if known == tensor:
                 return base
@@ -105,12 +128,17 @@ class Builder:
         outputs = [*others, output_name]
         if kind == "TopK" and output == 0:  # both outputs are mandatory
             outputs.append(self.unique(f"{base}:unread"))
-        node = helper.make_node(kind, list(inputs), outputs, name=name or output_name,
+        self.node(kind, inputs, outputs, name=name or output_name, **attrs)
+        return output_name
+
+    def node(self, kind: str, inputs: Sequence[str], outputs: Sequence[str], *, name: str | None = None, **attrs: Any
+             ) -> None:
+        """A node with outputs of these names; it is named after the last one."""
+        node = helper.make_node(kind, list(inputs), list(outputs), name=name or outputs[-1],
                                 **{k: v for k, v in attrs.items() if v is not None})
         if self.path and not kind.endswith("eLinear"):
             node.metadata_props.add(key="module_path", value=self.path)
         self.nodes.append(node)
-        return output_name
 
     # -- quantization -----------------------------------------------------------------------
 
@@ -166,27 +194,44 @@ class Builder:
         """Codes of an integer operation's result, clamped where saturation does not do it."""
         return self.clip_codes(self.quantize(y, binding.output, edge), *activation_codes(binding), edge)
 
+    def size(self, dim: Dim) -> str:
+        """A size as a list of one integer, read from the inputs at run time."""
+        if isinstance(dim, int):
+            return self.const(f"size:{dim}", np.array([dim], np.int64))
+        if dim not in self._sizes:
+            self._sizes[dim] = self._computed(tree_of(dim)) if not dim.isidentifier() else self._symbol(dim)
+        return self._sizes[dim]
+
+    def _symbol(self, name: str) -> str:
+        source, axis, step, base = next((n, i, told[1], told[2]) for n in self.graph.inputs
+                                        for i, d in enumerate(n.shape) if (told := line(d)) and told[0] == name)
+        tensor = self.floats[source.name] if source.name in self.floats else self.codes[source.name]
+        size = self.op("Shape", [tensor], f"size:{name}:axis", start=axis, end=axis + 1)
+        size = self.op("Sub", [size, self.size(base)], f"size:{name}:rest") if base else size
+        return self.op("Div", [size, self.size(step)], f"size:{name}") if step > 1 else size
+
+    def _computed(self, tree: Any) -> str:
+        if not isinstance(tree, tuple):
+            return self.size(tree)
+        kind, left, right = tree[0], self._computed(tree[1]), self._computed(tree[2])
+        if kind == "//":  # ONNX rounds towards zero, Mod as Python does
+            left = self.op("Sub", [left, self.op("Mod", [left, right], "size:mod")], "size:whole")
+        return self.op({"+": "Add", "-": "Sub", "*": "Mul", "//": "Div"}[kind], [left, right], "size:computed")
+
     def shape_const(self, shape: Sequence[Dim], base: str) -> str:
-        """A reshape target: at most one dynamic dimension, which becomes -1."""
+        """A reshape target; a single dynamic dimension becomes -1."""
+        if sum(not isinstance(d, int) for d in shape) > 1:
+            return self.dynamic_shape(shape, base)
         return self.const(f"{base}:shape", np.array([d if isinstance(d, int) else -1 for d in shape], np.int64))
 
     def dynamic_shape(self, shape: Sequence[Dim], base: str) -> str:
-        """A shape tensor whose batch dimensions are read from the first input at run time."""
+        """A shape tensor whose dynamic dimensions are read from the inputs at run time."""
         if all(isinstance(d, int) for d in shape):
             return self.const(f"{base}:shape", np.array(shape, np.int64))
-        source = next(n.name for n in self.graph.inputs if n.shape and n.shape[0] == "batch")
-        tensor = self.floats[source] if source in self.floats else self.codes[source]
-        size = self.op("Shape", [tensor], f"{base}:batch", start=0, end=1)
-        parts: list[str] = []
-        for i, d in enumerate(shape):
-            if isinstance(d, int):
-                parts.append(self.const(f"{base}:dim{i}", np.array([d], np.int64)))
-            elif d == "batch":
-                parts.append(size)
-            else:
-                factor = self.const(f"{base}:factor{i}", np.array([int(d.split("*")[0])], np.int64))
-                parts.append(self.op("Mul", [size, factor], f"{base}:dim{i}"))
-        return self.op("Concat", parts, f"{base}:shape", axis=0)
+        key = tuple(shape)
+        if key not in self._shapes:
+            self._shapes[key] = self.op("Concat", [self.size(d) for d in shape], "shape", axis=0)
+        return self._shapes[key]
 
     def weight(self, node: Node, binding: Binding) -> list[str]:
         """Dequantized weight and bias of an integer node; the bias scale is float32(s_x * s_w)."""

@@ -23,8 +23,8 @@ from intact.exporters.c_moves import MOVE_SNIPPETS
 from intact.exporters.c_names import Names, comment
 from intact.exporters.c_norms import NORM_SNIPPETS
 from intact.graph import Node
-from intact.graph.ir import resolve_shape
 from intact.types import QParams
+from intact.types.dims import BATCH, resolve_shape
 
 __all__ = ["CTYPES", "Axes", "Buffer", "CBuilder", "Step", "at", "c_type", "wrapped"]
 
@@ -115,7 +115,7 @@ class CBuilder:
 
     def shape(self, node: Node) -> tuple[int, ...]:
         """Sizes for one sample."""
-        return tuple(resolve_shape(node.shape, 1))
+        return tuple(resolve_shape(node.shape, {BATCH: 1}))
 
     def buffer(self, ctype: str, count: int, where: str = "arena") -> int:
         """A new buffer."""

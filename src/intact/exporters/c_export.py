@@ -19,9 +19,11 @@ from intact.exporters.c_compiler import compile_network, compiler_version, find_
 from intact.exporters.c_file import header, source, vector_program
 from intact.exporters.c_program import CProgram, build_program
 from intact.exporters.certificate import Certificate, example_inputs, named_inputs
-from intact.exporters.onnx_qdq import check_path
+from intact.exporters.files import check_path
+from intact.graph.free import free_symbols
 from intact.graph.signature import check_inputs
 from intact.types import QParams
+from intact.types.dims import BATCH
 
 __all__ = ["export_c", "sample_codes"]
 
@@ -77,6 +79,9 @@ def _check(q: QModel, path: Path) -> None:
     if path.suffix != ".c" or any(c in '"\\' or not c.isprintable() for c in path.name) or path.stem.startswith("-"):
         raise ExportError("no C file can have this name", where=str(path), got=path.name,
                           allowed="*.c without quotes and backslashes", fix="choose a name such as net.c")
+    if free := free_symbols(q.graph):
+        raise ExportError("an axis has no fixed size", where=", ".join(free), got="a size that is known in the call",
+                          allowed="a free batch, which is 1 in C", fix="capture with fixed sizes")
     if q.target.float_operations:
         raise ExportError("the model was made for a target that computes in float", got=q.target.name,
                           allowed="targets of integers only, such as fixed_point",
@@ -86,8 +91,8 @@ def _check(q: QModel, path: Path) -> None:
 def sample_codes(q: QModel, data: Any = None) -> list[dict[str, Tensor]]:
     """Inputs of single samples: those given, or kept, or random; and two of random codes."""
     inputs = example_inputs(q) if data is None else named_inputs(q, data)
-    size = check_inputs(q.graph, inputs)
-    batched = {n.name for n in q.graph.inputs if n.shape and n.shape[0] == "batch"}
+    size = check_inputs(q.graph, inputs).get(BATCH, 1)
+    batched = {n.name for n in q.graph.inputs if n.shape and n.shape[0] == BATCH}
     count = (size if data is not None else min(size, _CHECKED)) if batched else 1
     found = [{k: v[i : i + 1] if k in batched else v for k, v in inputs.items()} for i in range(count)]
     generator = torch.Generator().manual_seed(0)

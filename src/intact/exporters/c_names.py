@@ -33,8 +33,8 @@ def identifier(text: str) -> str:
 def comment(text: str) -> str:
     """A text without what would end a comment, continue a line or be a trigraph, in ASCII.
 
-    >>> comment("a*/b ??/ größe")
-    'a* /b ? ?/ gr?e'
+    >>> comment("a*/b ??/ naïve")
+    'a* /b ? ?/ na?ve'
     """
     plain = "".join(c if " " <= c <= "~" and c != "\\" else "?" for c in text)
     for pair in ("*/", "/*", "??"):

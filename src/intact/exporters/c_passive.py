@@ -12,6 +12,7 @@ from intact.exporters.c_layout import Stored, viewed
 from intact.exporters.c_ops import broadcast_steps, c_op, codes_of
 from intact.graph import Node
 from intact.kernels import UNARY_OPS, Kernel
+from intact.types.dims import BATCH, resolve_dim
 
 __all__: list[str] = []
 
@@ -42,7 +43,8 @@ def _copied(b: CBuilder, x: Stored, y: Stored, source: Sequence[int], start: int
 @c_op("slice")
 def _slice(b: CBuilder, node: Node, kernel: Kernel) -> None:
     x, a = b.operand(node.inputs[0]), node.attrs
-    start, _, step = slice(a["start"], a["end"], a["step"]).indices(x.shape[a["axis"]])
+    first, end = (resolve_dim(a[k], {BATCH: 1}) for k in ("start", "end"))
+    start, _, step = slice(first, end, a["step"]).indices(x.shape[a["axis"]])
     source = list(x.steps)
     first = start * source[a["axis"]]
     source[a["axis"]] *= step
@@ -66,7 +68,7 @@ def _gather(b: CBuilder, node: Node, kernel: Kernel) -> None:
     for axis, size in enumerate(x.shape):
         shape = [size if i == axis else 1 for i in range(len(x.shape))]
         coordinates = torch.arange(size).reshape(shape).expand(x.shape)
-        found = kernel([coordinates], 1).to(torch.int64)
+        found = kernel([coordinates], {BATCH: 1}).to(torch.int64)
         line = found[tuple(slice(None) if i == axis else 0 for i in range(found.ndim))]
         if not torch.equal(line, torch.arange(size)):
             picked[axis] = b.array(f"index{axis}", line, "s32")

@@ -19,8 +19,9 @@ from intact.arithmetic import dequantize
 from intact.engine import QModel
 from intact.exporters.onnx_build import Instrumented, output_names
 from intact.exporters.runtime import Array, open_session, optimised_nodes
-from intact.graph.ir import resolve_shape
+from intact.graph.free import free_symbols, limits_of, resized
 from intact.graph.signature import check_inputs, split_batch
+from intact.types.dims import BATCH, Sizes, resolve_shape
 
 __all__ = ["Certificate", "certify", "example_inputs", "named_inputs"]
 
@@ -42,6 +43,10 @@ class Certificate:
         kernels_planned, kernels_actual: integer kernels by name, in the plan and in the optimised graph.
         not_fused: planned nodes that the runtime does not run as planned.
         integer_mac_share: share of multiply-accumulates in the integer kernels of the optimised graph.
+        sizes: of each free axis besides the batch those that were run.
+        results_compared, results_differ: of a model with quantized layers, float results of every layer and operation,
+            each given the runtime's own operands, bit for bit.
+        results_largest_difference: the largest of them, as a share of the largest value of that operation.
         checked: False if there was nothing to run the file with; it was written all the same.
         memory: bytes by what they are for, where the exporter plans memory.
     """
@@ -61,6 +66,10 @@ class Certificate:
     kernels_actual: dict[str, int]
     not_fused: tuple[str, ...]
     integer_mac_share: float
+    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    results_compared: int = 0
+    results_differ: int = 0
+    results_largest_difference: float = 0.0
     checked: bool = True
     memory: Mapping[str, int] = field(default_factory=dict)
 
@@ -84,9 +93,12 @@ class Certificate:
             return "\n".join([f"NOT CHECKED ({self.runtime})", *memory])
         batches = "" if self.memory else " and batches of 1 and 3"
         lines = [
-            f"Parity certificate ({self.runtime}, {self.samples} samples{batches})",
+            f"Parity certificate ({self.runtime}, {self.samples} samples{batches}"
+            + "".join(f", {name} {' '.join(map(str, run))}" for name, run in self.sizes.items()) + ")",
             f"  integer operations: {self.codes_differ} of {self.codes_compared:,} codes differ on {self.edges} edges",
-            f"  after float operations: {self.float_codes_differ} of {self.float_codes_compared:,} codes differ",
+            f"  after float operations: {self.float_codes_differ} of {self.float_codes_compared:,} codes differ"
+            if not self.results_compared else f"  float results of operations: {self.results_differ:,} of "
+            f"{self.results_compared:,} values differ, by at most {self.results_largest_difference:.1g} of the largest",
             f"  outputs: {self.outputs_differ} of {self.outputs_compared:,} values differ"
             + (f", by at most {self.outputs_largest_difference:.3g}" if self.outputs_differ else ""),
             f"  integer kernels: {sum(self.kernels_actual.values())} of {sum(self.kernels_planned.values())} planned, "
@@ -118,20 +130,36 @@ def certify(
 ) -> Certificate:
     """Run the written file and its instrumented twin, and compare every edge and every output."""
     inputs = named_inputs(q, data) if data is not None else example_inputs(q)
-    size = check_inputs(q.graph, inputs)
     counts = _Counts()
     twin, product = open_session(instrumented.model), open_session(path) if float_io else None
-    batched = {n.name for n in q.graph.inputs if n.shape and n.shape[0] == "batch"}
-    for batch in sorted({size, min(3, size), 1}, reverse=True) if batched else (size,):
-        part = {k: v[:batch] if k in batched else v for k, v in inputs.items()}
-        _compare(q, part, twin, product, instrumented.tensors, counts)
+    points = _points(q, check_inputs(q.graph, inputs))
+    for point in points:
+        _compare(q, resized(q.graph, inputs, point), twin, product, instrumented.tensors, counts)
     planned = Counter(k for k in q.info.get("kernels", {}).values() if k)
     actual, missing, share = _kernels(q, path)
     return Certificate(
-        f"onnxruntime {onnxruntime.__version__}", size, counts.edges, counts.compared, counts.differ, counts.first,
-        counts.float_compared, counts.float_differ, counts.outputs, counts.outputs_differ, counts.largest,
+        f"onnxruntime {onnxruntime.__version__}", points[0][BATCH], counts.edges, counts.compared, counts.differ,
+        counts.first, counts.float_compared, counts.float_differ, counts.outputs, counts.outputs_differ, counts.largest,
         dict(sorted(planned.items())), actual, missing, share,
+        {name: tuple(sorted({point[name] for point in points})) for name in free_symbols(q.graph)},
     )
+
+
+def _points(q: QModel, sizes: Sizes) -> list[dict[str, int]]:
+    """Batches of three sizes; each free axis at its smallest, and longer than in the example, alone and together."""
+    limits = limits_of(q.graph)
+    batches = sorted({sizes[BATCH], min(3, sizes[BATCH]), 1}, reverse=True) if BATCH in limits else [sizes[BATCH]]
+    points = [{**sizes, BATCH: batch} for batch in batches]
+    small = {**sizes, BATCH: batches[min(1, len(batches) - 1)]}
+    free = free_symbols(q.graph)
+    lowest = {name: limits[name][0] for name in free}
+    longer = {name: min(2 * sizes[name] + 1, high) if (high := limits[name][1]) is not None else 2 * sizes[name] + 1
+              for name in free}
+    for change in (lowest, longer, *({name: n} for name, n in (*lowest.items(), *longer.items()) if len(free) > 1)):
+        point = {**small, **change}
+        if point not in points:
+            points.append(point)
+    return points
 
 
 def named_inputs(q: QModel, data: Any) -> dict[str, Tensor]:
@@ -148,9 +176,10 @@ def example_inputs(q: QModel) -> dict[str, Tensor]:
     if q.example is not None:
         return dict(q.example)
     generator = torch.Generator().manual_seed(0)
+    sizes = {name: max(low, min(16, high or 16)) for name, (low, high) in limits_of(q.graph).items()} | {BATCH: 4}
     made = {}
     for node in q.graph.inputs:
-        shape, dtype = resolve_shape(node.shape, 4), getattr(torch, node.dtype)
+        shape, dtype = resolve_shape(node.shape, sizes), getattr(torch, node.dtype)
         if node.name in q.qparams:
             p = q.qparams[node.name]
             codes = torch.randint(p.qtype.qmin, p.qtype.qmax + 1, shape, generator=generator)
@@ -182,7 +211,7 @@ def _compare(q: QModel, inputs: Mapping[str, Tensor], twin: Any, product: Any, t
 def _compare_edges(q: QModel, inputs: Mapping[str, Tensor], runtime: Mapping[str, Array], counts: _Counts) -> None:
     """Integer edges given the runtime's own operand codes; the others end to end."""
     ours = q.program.codes_from(inputs, integer=True)
-    batch = check_inputs(q.graph, inputs)
+    sizes = check_inputs(q.graph, inputs)
     counts.edges = len(runtime)
     for node in q.graph:
         if node.name not in runtime:
@@ -190,7 +219,7 @@ def _compare_edges(q: QModel, inputs: Mapping[str, Tensor], runtime: Mapping[str
         theirs, params = runtime[node.name], q.qparams[node.name]
         if node.name in q.bindings:
             operands = [torch.from_numpy(runtime[i]) if i in runtime else ours[i] for i in node.inputs]
-            mine = q.program.kernels[node.name](operands, batch)
+            mine = q.program.kernels[node.name](operands, sizes)
             if params.qtype.bits > 16:
                 mine = dequantize(mine, params)
             differs = int((mine.numpy() != theirs).sum())

@@ -6,13 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from intact.errors import ExportError
 from intact.exporters import onnx_elementwise, onnx_index, onnx_reduce  # noqa: F401  (they register their forms)
 from intact.exporters.builder import Builder, onnx_type, place
+from intact.exporters.leaf_forms import LEAF_FORMS
+from intact.exporters.leaf_recurrent import recurrent_node
 from intact.exporters.onnx_call import ATEN, call
-from intact.exporters.onnx_ops import MOVES, UNARY, avg_pool_attrs, clip, conv_attrs, pad, resize_attrs
+from intact.exporters.onnx_ops import MOVES, UNARY, avg_pool_attrs, clip, conv_attrs, pad, resize
 from intact.graph import Node
+from intact.types import QTensor
 
 __all__ = ["EXPORTABLE", "FLOAT", "emit_float", "unsupported"]
 
@@ -84,9 +89,7 @@ def _axis(kind: str) -> Emit:
 
 
 def _interpolate(b: Builder, n: Node, xs: list[str]) -> str:
-    scales = [1.0, 1.0, *(t / s for s, t in zip(n.attrs["source"], n.attrs["size"], strict=True))]
-    factors = b.const(f"{n.name}:scales", np.array(scales, np.float32))
-    return b.op("Resize", [*xs, "", factors], f"{n.name}:resize", name=n.name, **resize_attrs(n.attrs))
+    return resize(b, n, xs[0])
 
 
 def _cast(b: Builder, x: str, dtype: str, base: str) -> str:
@@ -104,13 +107,39 @@ def _constant(b: Builder, n: Node, xs: list[str]) -> str:
     return b.const(f"{n.name}:value", b.params[n.params["value"]])
 
 
+def _arange(b: Builder, n: Node, xs: list[str]) -> str:
+    none = b.const("none", np.zeros(0, np.int64))
+    bounds = [b.op("Reshape", [b.size(n.attrs[k]), none], f"{n.name}:{k}") for k in ("start", "end")]
+    return b.op("Range", [*bounds, b.const(f"{n.name}:step", np.array(n.attrs["step"], np.int64))], f"{n.name}:range",
+                name=n.name)
+
+
 def _prelu(b: Builder, n: Node, xs: list[str]) -> str:
     slope = b.params[n.params["weight"]].detach().reshape(-1, *[1] * (len(n.shape) - 2))
     return b.op("PRelu", [*xs, b.const(f"{n.name}:slope", slope)], f"{n.name}:prelu", name=n.name)
 
 
 def _embedding(b: Builder, n: Node, xs: list[str]) -> str:
+    if n.name in b.tables:
+        return _rows(b, n, xs[0], b.tables[n.name])
     return b.op("Gather", [*_params(b, n, "weight"), *xs], f"{n.name}:rows", name=n.name, axis=0)
+
+
+def _rows(b: Builder, n: Node, ids: str, table: QTensor) -> str:
+    """Rows of codes, and of scales: ``DequantizeLinear`` would make the whole table float in every call."""
+    name, q = n.params["weight"], table.qparams
+
+    def looked_up(values: Tensor, what: str) -> str:
+        if not values.ndim:
+            return b.const(f"{name}:{what}", values)
+        column = b.const(f"{name}:{what}:rows", values.reshape(-1, 1))
+        return b.op("Gather", [column, ids], f"{n.name}:{what}", axis=0)
+
+    codes = b.op("Gather", [b.const(f"{name}:codes", table.codes), ids], f"{n.name}:codes", name=n.name, axis=0)
+    rows = b.op("Cast", [codes], f"{n.name}:wide", to=onnx_type("float32"))
+    if bool(q.zero_point.any()):
+        rows = b.op("Sub", [rows, looked_up(q.zero_point.to(torch.float32), "zero_point")], f"{n.name}:centred")
+    return b.op("Mul", [rows, looked_up(q.scale, "scale")], f"{n.name}:rows")
 
 
 def _avg_pool(b: Builder, n: Node, xs: list[str]) -> str:
@@ -137,10 +166,12 @@ FLOAT: dict[str, Emit] = {
     "add": _op("Add"), "sub": _op("Sub"), "mul": _op("Mul"), "div": _op("Div"), "minimum": _op("Min"),
     "maximum": _op("Max"), "where": _where, "concat": _axis("Concat"), "softmax": _axis("Softmax"),
     "log_softmax": _axis("LogSoftmax"), "mean": _reduce("ReduceMean"), "sum": _reduce("ReduceSum"),
-    "interpolate": _interpolate, "constant": _constant, "prelu": _prelu, "embedding": _embedding,
+    "interpolate": _interpolate, "constant": _constant, "arange": _arange, "prelu": _prelu, "embedding": _embedding,
     "avg_pool": _avg_pool,
     "pad": lambda b, n, xs: pad(b, n, xs[0], np.array(n.attrs["value"], np.float32)),
 }
+#: quantized layers, which no plan has
+LEAVES: dict[str, Emit] = {**LEAF_FORMS, "leaf_recurrent": recurrent_node}
 
 
 #: dtypes of these operations' operands follow the result, as torch promotes them
@@ -153,7 +184,7 @@ def unsupported(n: Node) -> str | None:
     if n.op == "opaque":
         return "its module could not be captured"
     name = n.attrs["target"] if n.op == "aten" else n.op
-    return None if name in EXPORTABLE else f"{name} has no ONNX form here"
+    return None if name in EXPORTABLE or name in LEAVES else f"{name} has no ONNX form here"
 
 
 def emit_float(b: Builder, n: Node, xs: list[str]) -> str:
@@ -176,6 +207,8 @@ def emit_float(b: Builder, n: Node, xs: list[str]) -> str:
         return MOVES[n.op](b, n, xs[0])
     if n.op == "aten":
         return call(b, n, xs)
+    if n.op in LEAVES:
+        return LEAVES[n.op](b, n, xs)
     y = FLOAT[n.op](b, n, xs)
     bounds = n.attrs.get("activation")
     return y if bounds is None else clip(b, n, y, bounds[0], bounds[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -46,15 +45,14 @@ def _index(c: Call) -> str:
         raise c.refuse("an index of this kind has no ONNX form here", [i for i, _ in used])
     if len(used) == 1:
         return c.op("Gather", c.tensor("self"), c.tensor_of(used[0][1]), axis=first)
-    if not all(isinstance(s, int) for s in sizes):
-        raise c.refuse("several indices on a dynamic axis have no ONNX form here", sizes)
     flat = None
     for (_, v), size in zip(used, sizes, strict=True):
-        n = c.number(size, "int64", "size")
+        n = c.number(size, "int64", "size") if isinstance(size, int) else c.b.size(size)
         part = c.op("Mod", c.tensor_of(v, "int64"), n)  # a negative index counts from the end
         flat = part if flat is None else c.op("Add", c.op("Mul", flat, n), part)
-    merged = [*shape[:first], math.prod(int(s) for s in sizes), *shape[first + len(used):]]
-    rows = c.op("Reshape", c.tensor("self"), c.b.dynamic_shape(merged, f"{c.n.name}:merged"))
+    wide = c.op("Concat", *(c.b.size(d) for d in shape[:first]), c.integers([-1], "merged"),
+                *(c.b.size(d) for d in shape[first + len(used):]), axis=0)
+    rows = c.op("Reshape", c.tensor("self"), wide)
     return c.op("Gather", rows, str(flat), axis=first)
 
 

@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from intact.errors import ExportError
 from intact.exporters.builder import Builder, place
-from intact.exporters.onnx_ops import MOVES, avg_pool_attrs, conv_attrs, pad, resize_attrs
+from intact.exporters.onnx_ops import MOVES, avg_pool_attrs, conv_attrs, pad, resize
 from intact.exporters.onnx_tables import emit_unary
 from intact.graph import Node
 from intact.kernels import KERNELS, UNARY_OPS, Binding
@@ -85,17 +85,15 @@ def _avg_pool(b: Builder, n: Node, binding: Binding) -> None:
 
 
 def _interpolate(b: Builder, n: Node, binding: Binding) -> None:
-    scales = [1.0, 1.0, *(t / s for s, t in zip(n.attrs["source"], n.attrs["size"], strict=True))]
-    factors = b.const(f"{n.name}:scales", np.array(scales, np.float32))
-    y = b.op("Resize", [b.values_of(n.inputs[0]), "", factors], f"{n.name}:resize", name=n.name,
-             **resize_attrs(n.attrs))
+    y = resize(b, n, b.values_of(n.inputs[0]))
     _finish(b, n, binding, y)
 
 
 def _mean(b: Builder, n: Node, binding: Binding) -> None:
     """GlobalAveragePool over the averaged axes, moved to the end; an accumulator is an exact float sum."""
     source, axes = b.graph[n.inputs[0]], n.attrs["axes"]
-    count = int(np.prod([source.shape[a] for a in axes]))
+    free = any(not isinstance(source.shape[a], int) for a in axes)  # then one window may be a single value
+    count = 1 if free else int(np.prod([source.shape[a] for a in axes]))
     codes, (q,) = b.codes_of(n.inputs[0]), binding.inputs
     if binding.is_accumulator:
         # integers below 2**24: exact in float32 in whatever order the runtime adds them

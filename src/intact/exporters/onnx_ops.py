@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from intact.exporters.builder import Builder
 from intact.graph import Node
+from intact.types.dims import Dim, ratio
 
-__all__ = ["MOVES", "UNARY", "avg_pool_attrs", "conv_attrs", "resize_attrs"]
+__all__ = ["MOVES", "UNARY", "avg_pool_attrs", "conv_attrs", "resize"]
 
 Attrs = Mapping[str, Any]
 
@@ -28,7 +30,7 @@ def avg_pool_attrs(a: Attrs) -> dict[str, Any]:
             "ceil_mode": int(a["ceil_mode"]), "count_include_pad": int(a["count_include_pad"])}
 
 
-def resize_attrs(a: Attrs) -> dict[str, Any]:
+def _resize_attrs(a: Attrs) -> dict[str, Any]:
     """Resize attributes of a (bi)linear or bicubic interpolation."""
     corners = "align_corners" if a["align_corners"] else "pytorch_half_pixel"
     if a["mode"] == "bicubic":
@@ -88,9 +90,7 @@ UNARY: dict[str, Callable[[Builder, Node, str], str]] = {
 
 
 def _reshape(b: Builder, n: Node, x: str) -> str:
-    dynamic = sum(not isinstance(d, int) for d in n.attrs["shape"])
-    shape = b.shape_const(n.attrs["shape"], n.name) if dynamic <= 1 else b.dynamic_shape(n.attrs["shape"], n.name)
-    return b.op("Reshape", [x, shape], f"{n.name}:moved", name=n.name)
+    return b.op("Reshape", [x, b.shape_const(n.attrs["shape"], n.name)], f"{n.name}:moved", name=n.name)
 
 
 def _permute(b: Builder, n: Node, x: str) -> str:
@@ -103,7 +103,8 @@ def _expand(b: Builder, n: Node, x: str) -> str:
 
 def _slice(b: Builder, n: Node, x: str) -> str:
     a = n.attrs
-    parts = [b.const(f"{n.name}:{k}", np.array([a[k]], np.int64)) for k in ("start", "end", "axis", "step")]
+    parts = [b.size(a[k]) if isinstance(a[k], str) else b.const(f"{n.name}:{k}", np.array([a[k]], np.int64))
+             for k in ("start", "end", "axis", "step")]
     return b.op("Slice", [x, *parts], f"{n.name}:moved", name=n.name)
 
 
@@ -124,15 +125,41 @@ def _index_select(b: Builder, n: Node, x: str) -> str:
 
 def _nearest(b: Builder, n: Node, x: str) -> str:
     source, size = n.attrs["source"], n.attrs["size"]
-    if all(t % s == 0 for s, t in zip(source, size, strict=True)):
-        scales = [1.0, 1.0, *(t / s for s, t in zip(source, size, strict=True))]
+    scales = [1.0, 1.0, *(ratio(t, s) or 0.5 for s, t in zip(source, size, strict=True))]
+    if all(s.is_integer() for s in scales):
         factors = b.const(f"{n.name}:scales", np.array(scales, np.float32))
         return b.op("Resize", [x, "", factors], f"{n.name}:moved", name=n.name, mode="nearest",
                     coordinate_transformation_mode="asymmetric", nearest_mode="floor")
     for i, (s, t) in enumerate(zip(source, size, strict=True)):  # torch's own index arithmetic
+        if isinstance(s, str) or isinstance(t, str):
+            x = b.op("Gather", [x, _nearest_indices(b, s, t)], f"{n.name}:moved", axis=2 + i)
+            continue
         index = np.minimum(np.floor(np.arange(t, dtype=np.float32) * np.float32(s / t)).astype(np.int64), s - 1)
         x = _gather(b, n, x, 2 + i, index.tolist(), i + 1 == len(source))
     return x
+
+
+def _nearest_indices(b: Builder, source: Dim, size: Dim) -> str:
+    """``floor(i * (source / size))`` in float32, with sizes that are read at run time."""
+    none = b.const("none", np.zeros(0, np.int64))
+    end, start, step = (b.op("Reshape", [b.size(v), none], "nearest:bound") for v in (size, 0, 1))
+    wide = [b.op("Cast", [b.size(v)], "nearest:wide", to=TensorProto.DOUBLE) for v in (source, size)]
+    factor = b.op("Cast", [b.op("Div", wide, "nearest:quotient")], "nearest:ratio", to=TensorProto.FLOAT)
+    place = b.op("Cast", [b.op("Range", [start, end, step], "nearest:places")], "nearest:place", to=TensorProto.FLOAT)
+    index = b.op("Cast", [b.op("Floor", [b.op("Mul", [place, factor], "nearest:at")], "nearest:floor")],
+                 "nearest:index", to=TensorProto.INT64)
+    return b.op("Min", [index, b.op("Sub", [b.size(source), b.size(1)], "nearest:last")], "nearest:indices")
+
+
+def resize(b: Builder, n: Node, x: str) -> str:
+    """A (bi)linear or bicubic interpolation, by factors, or to sizes that are read at run time."""
+    scales = [1.0, 1.0, *(ratio(t, s) or 0.5 for s, t in zip(n.attrs["source"], n.attrs["size"], strict=True))]
+    free = any(isinstance(d, str) for d in (*n.attrs["source"], *n.attrs["size"]))
+    if free and not all(s.is_integer() for s in scales):
+        operands = [x, "", "", b.dynamic_shape(n.shape, n.name)]
+    else:
+        operands = [x, "", b.const(f"{n.name}:scales", np.array(scales, np.float32))]
+    return b.op("Resize", operands, f"{n.name}:resize", name=n.name, **_resize_attrs(n.attrs))
 
 
 #: operation that only moves values -> operator(s), on floats or on codes

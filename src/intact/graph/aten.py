@@ -79,14 +79,14 @@ _register_convs()
 
 def _adaptive_avg_pool(c: Converter, x: Value, n: int, size: list[int]) -> Value:
     spatial = list(c.shape_of()[-n:])
+    if size == [1] * n and size != spatial:
+        rank = len(c.shape_of())
+        return c.emit("mean", [x], axes=list(range(rank - n, rank)), keepdim=True)
     if any(not isinstance(d, int) for d in spatial):
-        raise c.error("adaptive pooling of a dynamic size", got=spatial)
+        raise c.error("adaptive pooling of a free size to several windows", got=spatial)
     known = [int(d) for d in spatial]
     if size == known:
         return x
-    if size == [1] * n:
-        rank = len(c.shape_of())
-        return c.emit("mean", [x], axes=list(range(rank - n, rank)), keepdim=True)
     if all(d % s == 0 for d, s in zip(known, size, strict=True)):
         kernel = [d // s for d, s in zip(known, size, strict=True)]
         return c.emit("avg_pool", [x], kernel=kernel, stride=kernel, padding=[0] * n, ceil_mode=False,
@@ -205,12 +205,8 @@ def _attention(c: Converter, q: Value, k: Value, v: Value, mask: Value = None, d
     q = c.emit("mul_scalar", [q], value=factor)
     scores = c.emit("matmul", [q, c.emit("permute", [k], axes=order)])
     if is_causal:
-        rows, cols = q_shape[-2], k_shape[-2]
-        if not (isinstance(rows, int) and isinstance(cols, int)):
-            raise c.error("a causal mask of dynamic size")
-        keep = torch.ones(rows, cols, dtype=torch.bool).tril()
-        mask = Const(torch.zeros(rows, cols).masked_fill_(~keep, -1e4))
-    if mask is not None:
+        scores = _causal(c, scores, q_shape[-2], k_shape[-2])
+    elif mask is not None:
         scores = _add_mask(c, scores, mask)
     return c.emit("matmul", [c.emit("softmax", [scores], axis=len(q_shape) - 1), v])
 
@@ -221,6 +217,19 @@ def _every_head(c: Converter, x: Value, heads: Any, shape: tuple[Any, ...]) -> V
         raise c.error("grouped-query attention with a free number of heads", got=(heads, shape))
     shared = [i for i in range(shape[-3]) for _ in range(heads // shape[-3])]
     return c.emit("index_select", [x], axis=len(shape) - 3, indices=shared)
+
+
+def _causal(c: Converter, scores: Edge, rows: Any, cols: Any) -> Value:
+    """Scores of what comes later than the query are taken down; the mask of a free length is made in the call."""
+    if isinstance(rows, int) and isinstance(cols, int):
+        keep = torch.ones(rows, cols, dtype=torch.bool).tril()
+        return c.emit("add", [scores, Const(torch.zeros(rows, cols).masked_fill_(~keep, -1e4))])
+    number = [c.emit("reshape", [c.emit("arange", dtype="int64", start=0, end=size, step=1)], shape=shape)
+              for size, shape in ((rows, [rows, 1]), (cols, [1, cols]))]
+    keep_edge = c.emit("aten", number, dtype="bool", target="aten.ge.Tensor", args=[{"input": 0}, {"input": 1}],
+                       kwargs={}, index=None)
+    mask = c.emit("where", [keep_edge, Const(torch.tensor(0.0)), Const(torch.tensor(-1e4))])
+    return c.emit("add", [scores, mask])
 
 
 def _add_mask(c: Converter, scores: Edge, mask: Value) -> Edge:
@@ -255,6 +264,4 @@ def _linear_resize(c: Converter, x: Value, size: Any, align_corners: bool, *rest
 
 def _resize(c: Converter) -> dict[str, Any]:
     before, after = c.shape_of()[2:], c.dims(c.fake().shape)[2:]
-    if any(not isinstance(d, int) for d in (*before, *after)):
-        raise c.error("interpolation of a dynamic size", got=(before, after))
     return {"size": list(after), "source": list(before)}

@@ -35,6 +35,16 @@ def _zeros(c: Converter, *args: Any, **options: Any) -> Value:
     return _filled(c, 0)
 
 
+@handler("aten.arange.default", "aten.arange.start", "aten.arange.start_step")
+def _arange(c: Converter, *bounds: Any, **options: Any) -> Value:
+    start, end, step = (0, bounds[0], 1) if len(bounds) == 1 else (*bounds, 1)[:3]
+    if not all(isinstance(v, (int, str)) for v in (start, end)) or not (isinstance(step, int) and step > 0):
+        raise c.error("a range that is not of whole numbers", got=bounds)
+    numbers = c.emit("arange", dtype="int64", start=start, end=end, step=step)
+    dtype = c.fake().dtype
+    return numbers if dtype == torch.int64 else c.generic("aten._to_copy.default", [numbers], {"dtype": dtype})
+
+
 @handler("aten.ones_like.default", "aten.new_ones.default", "aten.ones.default")
 def _ones(c: Converter, *args: Any, **options: Any) -> Value:
     return _filled(c, 1)

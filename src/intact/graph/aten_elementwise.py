@@ -230,9 +230,7 @@ def _slice(c: Converter, x: Value, axis: int = 0, start: Any = None, end: Any = 
     whole = end is None or end == size or (isinstance(end, int) and end >= 2**62)
     if whole and begin == 0 and step == 1:
         return x
-    if isinstance(begin, str) or (isinstance(end, str) and not whole):
-        raise c.error("a slice that depends on the batch size", got=(begin, end))
-    if isinstance(size, int):
+    if isinstance(size, int) and not isinstance(begin, str) and not isinstance(end, str):
         begin, end, step = slice(begin, None if whole else end, step).indices(size)
     elif whole:
         end = 2**31 - 1
@@ -244,10 +242,10 @@ def _select(c: Converter, x: Value, axis: int, index: Any) -> Value:
     shape = list(c.shape_of())
     axis = axis % len(shape)
     size = shape[axis]
-    if isinstance(index, str) or (index < 0 and not isinstance(size, int)):
-        raise c.error("an index that depends on the batch size", got=index)
+    if isinstance(index, str):
+        raise c.error("an index that depends on a size", got=index)
     index = index % size if isinstance(size, int) else index
-    part = c.emit("slice", [x], axis=axis, start=index, end=index + 1, step=1)
+    part = c.emit("slice", [x], axis=axis, start=index, end=index + 1 if index != -1 else 2**31 - 1, step=1)
     return c.emit("reshape", [part], shape=[d for i, d in enumerate(shape) if i != axis])
 
 
@@ -258,7 +256,7 @@ def _split(c: Converter, x: Value, sizes: Any, axis: int = 0) -> Value:
     for example in c.fake():
         size = example.shape[axis]
         if not isinstance(size, int):
-            raise c.error("a split of the batch axis")
+            raise c.error("a split of an axis whose size is free", got=c.dim(size))
         parts.append(c.emit("slice", [x], axis=axis, start=start, end=start + size, step=1))
         start += size
     return parts
@@ -281,7 +279,7 @@ def _select_many(c: Converter, x: Value, axis: int, index: Const) -> Value:
     size = c.shape_of()[axis]
     values = [int(v) for v in index.tensor.tolist()]
     if any(v < 0 for v in values) and not isinstance(size, int):
-        raise c.error("a negative index of the batch axis", got=values)
+        raise c.error("a negative index of an axis whose size is free", got=values)
     return c.emit("index_select", [x], axis=axis, indices=[v % size if isinstance(size, int) else v for v in values])
 
 
@@ -305,7 +303,7 @@ def _roll(c: Converter, x: Value, shifts: Any, axes: Any = ()) -> Value:
         axis = axis % len(shape)
         size = shape[axis]
         if not isinstance(size, int):
-            raise c.error("roll of the batch axis")
+            raise c.error("roll of an axis whose size is free", got=size)
         x = c.emit("index_select", [x], axis=axis, indices=[(i - shift) % size for i in range(size)])
     return x
 
@@ -317,7 +315,7 @@ def _flip(c: Converter, x: Value, axes: Any) -> Value:
         axis = axis % len(shape)
         size = shape[axis]
         if not isinstance(size, int):
-            raise c.error("flip of the batch axis")
+            raise c.error("flip of an axis whose size is free", got=size)
         x = c.emit("index_select", [x], axis=axis, indices=list(reversed(range(size))))
     return x
 

@@ -1,14 +1,9 @@
-"""From an unmodified nn.Module to a FloatModel: ``torch.export`` with a dynamic batch, and nothing else."""
+"""From an unmodified nn.Module to a FloatModel: ``torch.export`` with free axes, and nothing else."""
 
 from __future__ import annotations
 
-import inspect
-import io
-import logging
-import sys
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,17 +12,21 @@ from torch import Tensor, fx, nn
 
 from intact.errors import CaptureError
 from intact.graph import aten, aten_composed, aten_elementwise  # noqa: F401  (they register the conversions)
+from intact.graph.confirm import Multiples, confirmed
 from intact.graph.converter import Const, Converter, Edge
+from intact.graph.dynamic import Dynamic, axes_of, given_limits, long_enough, multiplied, stretched, symbols_in
+from intact.graph.exported import FixedAxis, exported, functional
 from intact.graph.float_model import FloatModel
 from intact.graph.hints import hints_of, in_float
-from intact.graph.inplace import is_plain, mutates
+from intact.graph.inplace import mutates
 from intact.graph.ir import Graph, Node
-from intact.graph.isolate import CAPTURE_FAILURES, capture_around
+from intact.graph.isolate import CAPTURE_FAILURES, capture_around, failing_module
 from intact.graph.opaque import OpaqueCall
 from intact.graph.program_inputs import example_tensors, program_signature
 from intact.graph.shapes import infer_shapes
-from intact.graph.tree import first_tensor, map_leaves
-from intact.private import causal_only_where_said
+from intact.graph.symbols import limits_of_program, names_of_axes, sizes_of_program, symbols_of_inputs
+from intact.graph.tree import map_leaves
+from intact.types.dims import BATCH, symbols_of
 
 __all__ = ["capture", "capture_program", "evaluation_mode"]
 
@@ -36,7 +35,7 @@ __all__ = ["capture", "capture_program", "evaluation_mode"]
 _KEPT = 32
 
 
-def capture(model: nn.Module, example_inputs: Any) -> FloatModel:
+def capture(model: nn.Module, example_inputs: Any, dynamic: Dynamic | None = None) -> FloatModel:
     """Capture ``model`` in evaluation mode as one graph whose batch size stays free.
 
     The model is left as it was: its mode, its parameters, its hooks. A submodule that cannot be captured
@@ -46,27 +45,31 @@ def capture(model: nn.Module, example_inputs: Any) -> FloatModel:
         model: any module; training mode is set to evaluation for the capture and restored.
         example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs. A batch of one
             sample is doubled, so that the batch is not specialised.
+        dynamic: further axes that stay free, as ``dynamic_shapes`` of torch.export: ``{"input_ids": {1: "length"}}``.
+            Axes of one name have one size; ``"8*height"`` is a multiple; True leaves the name to us. What was captured
+            is held against the model at other sizes, the smallest included.
 
     Returns:
         The float model: canonical operations, parameters under the user's names.
 
     Raises:
-        CaptureError: if the model cannot be captured; names the module and the reason.
+        CaptureError: if the model cannot be captured, or depends on the size of an axis that shall be free; names the
+            module or the axis and the reason.
 
     >>> import torch
     >>> fm = capture(torch.nn.Linear(3, 2), torch.zeros(4, 3))
     >>> [n.op for n in fm.graph]
     ['input', 'linear']
+    >>> capture(torch.nn.Conv1d(3, 2, 3), torch.zeros(4, 3, 9), {2: "length"}).graph.nodes[-1].shape
+    ('batch', 2, 'length - 2')
     """
     _refuse_quantized(model)
     args, kwargs = normalise_example(example_inputs)
-    args, kwargs = _at_least_two(args), _at_least_two(kwargs)
+    axes = axes_of(model, args, kwargs, dynamic)
+    args, kwargs = long_enough(_at_least_two((args, kwargs)), axes)
     with evaluation_mode(model), in_float(model), torch.no_grad():
         _try_out(model, args, kwargs)
-        try:
-            fm = _attempt(model, args, kwargs, {})
-        except CAPTURE_FAILURES as failure:
-            fm = capture_around(model, args, kwargs, _attempt, failure)
+        fm = _free(model, args, kwargs, axes, given_limits(dynamic))
     used = {node.attrs["module"] for node in fm.graph if node.op == "opaque"}
     opaque = {key: call for key, call in fm.opaque.items() if key in used}
     notes = dict.fromkeys((call.path, f"could not be captured, one float call: {call.reason}")
@@ -74,10 +77,46 @@ def capture(model: nn.Module, example_inputs: Any) -> FloatModel:
     return replace(fm, opaque=opaque, notes=(*fm.notes, *notes), hints=hints_of(model))
 
 
-def _attempt(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], opaque: Mapping[str, OpaqueCall]
-) -> FloatModel:
-    return capture_program(_export(model, args, kwargs), (args, kwargs), model, opaque)
+#: a captured model, its example inputs by edge, and the sizes in it; none where all but the batch is fixed
+_Captured = tuple[FloatModel, dict[str, Tensor], list[str]]
+
+
+def _free(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Any,
+          given: Mapping[str, tuple[int, int | None]]) -> FloatModel:
+    """The captured model, held against the user's; sizes that it takes in multiples only become multiples."""
+    fm, inputs, known = _captured(model, args, kwargs, axes)
+
+    def call(tensors: Mapping[str, Tensor]) -> Any:
+        other = {id(x): tensors[edge] for edge, x in inputs.items()}
+        now, named = map_leaves((args, dict(kwargs)), lambda x: other.get(id(x), x))
+        return model(*now, **named)
+
+    try:
+        fm = confirmed(fm, call, inputs, given)
+    except Multiples as found:
+        return _free(model, args, kwargs, multiplied(axes, found.factors), given)
+    return fm.with_graph(infer_shapes(fm, known)) if known else fm
+
+
+def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Any
+              ) -> _Captured:
+    def attempt(part: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], opaque: Mapping[str, OpaqueCall]
+                ) -> _Captured:
+        own = axes if part is model else axes_of(part, args, kwargs, None)
+        program = exported(part, args, kwargs, own)
+        fm, known = _converted(program, (args, kwargs), part, opaque, own)
+        return fm, example_tensors(program, args, kwargs), known
+
+    try:
+        return attempt(model, args, kwargs, {})
+    except FixedAxis as error:
+        free = dict.fromkeys(symbols_in((args, dict(kwargs)), axes), 1)
+        place = failing_module(model, *stretched((args, dict(kwargs)), axes, free))
+        where = f"{error.where}: it fails in '{place}' with another size" if place else error.where
+        raise CaptureError(error.what, where=where, got=error.got, fix=error.fix) from error
+    except CAPTURE_FAILURES as failure:
+        found: _Captured = capture_around(model, args, kwargs, attempt, failure, axes)
+        return found
 
 
 def _try_out(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -133,9 +172,16 @@ def _refuse_quantized(model: nn.Module) -> None:
         if isinstance(tensor, Tensor) and tensor.is_quantized:
             raise CaptureError("the model is already quantized", where=name, got=tensor.dtype,
                                fix="pass the float model")
+        if _of_leaf(model, name):
+            continue
         if isinstance(tensor, Tensor) and tensor.dtype in (torch.float16, torch.bfloat16, torch.float64):
             raise CaptureError("a parameter is not float32", where=name, got=tensor.dtype,
                                fix="convert the model with model.float()")
+
+
+def _of_leaf(model: nn.Module, name: str) -> bool:
+    """Whether a tensor is part of the weight of a quantized layer, which may be stored in 16 bits."""
+    return type(model.get_submodule(name.rpartition(".")[0])).__module__.startswith("intact.leaves.")
 
 
 def _at_least_two(value: Any) -> Any:
@@ -145,73 +191,22 @@ def _at_least_two(value: Any) -> Any:
             return x
         if x.shape[0] == 0:
             raise CaptureError("an example input is empty", got=tuple(x.shape), fix="give at least one sample")
-        return torch.cat([x, x]) if x.shape[0] == 1 else x
+        return torch.cat([x, x]) if x.shape[0] == 1 else x.detach()
 
     return map_leaves(value, doubled)
-
-
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.export.ExportedProgram:
-    first = first_tensor((args, kwargs))
-    if first is None:
-        raise CaptureError("no tensor among the example inputs", fix="pass a batch of inputs")
-    batch, dim = first.shape[0], torch.export.Dim("batch", min=1)
-
-    def free(x: Any) -> Any:
-        return {0: dim} if isinstance(x, Tensor) and x.ndim and x.shape[0] == batch else None
-
-    shapes = _by_parameter(model, map_leaves(args, free), map_leaves(kwargs, free))
-    with _quiet(), causal_only_where_said():
-        program = torch.export.export(model, args, dict(kwargs), dynamic_shapes=shapes)
-        return _functional(program)
-
-
-def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What belongs to each argument, as torch.export wants it: ``*xs`` is one tuple."""
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    at = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_POSITIONAL), None)
-    if at is not None:
-        args = (*args[:at], tuple(args[at:]))
-    if not kwargs:
-        return args
-    unnamed = sorted(kwargs.keys() - {p.name for p in parameters})
-    if unnamed:
-        raise CaptureError("an input has no name in the signature of forward", got=", ".join(unnamed),
-                           allowed=", ".join(p.name for p in parameters if p.kind is not p.VAR_KEYWORD),
-                           fix="wrap the model in a module whose forward names its inputs (torch.export cannot keep "
-                               "the batch of **kwargs free)")
-    return {**dict(zip([p.name for p in parameters], args, strict=False)), **kwargs}
-
-
-def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """A program in which no in-place operation matters."""
-    if is_plain(program.graph) and not program.graph_signature.buffers_to_mutate:
-        return program
-    functional: torch.export.ExportedProgram = program.run_decompositions({})
-    return functional
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch.export logs and prints at length about modules that it refuses; we report the reason."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    said = io.StringIO()
-    try:
-        with warnings.catch_warnings(), redirect_stderr(said):
-            warnings.filterwarnings("ignore", category=FutureWarning, message=".*isinstance.treespec.*")
-            yield
-        sys.stderr.write(said.getvalue())  # nothing was refused: it is the model that speaks
-    finally:
-        logging.disable(disabled)
 
 
 def capture_program(
     program: torch.export.ExportedProgram,
     example: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None,
     model: nn.Module | None = None,
-    opaque: Mapping[str, OpaqueCall] | None = None,
 ) -> FloatModel:
     """A FloatModel from an exported program (for instance one loaded from a ``.pt2`` file).
+
+    Args:
+        program: what torch.export gave.
+        example: ``(args, kwargs)`` that it was exported with; by default those that it holds.
+        model: what it was exported from, for the names of its inputs.
 
     Raises:
         CaptureError: if an operation or a shape has no canonical form.
@@ -220,14 +215,49 @@ def capture_program(
         if program.example_inputs is None:
             raise CaptureError("the exported program has no example inputs", fix="export it with example inputs")
         example = program.example_inputs
-        program = _functional(program)
+    program = functional(program)
+    fm, known = _converted(program, example, model, {}, None)
+    if not known:
+        return fm
+    inputs, call = example_tensors(program, *example), program.module()
+
+    def run(tensors: Mapping[str, Tensor]) -> Any:
+        other = {id(x): tensors[edge] for edge, x in inputs.items()}
+        args, kwargs = map_leaves(example, lambda x: other.get(id(x), x))
+        return call(*args, **kwargs)
+
+    try:
+        with torch.no_grad():
+            fm = confirmed(fm, run, inputs, {})
+    except Multiples as found:
+        raise CaptureError("a free axis is right for multiples only", got=found.factors, fix=
+                           "export it with 8 * torch.export.Dim(...) or the like") from found
+    return fm.with_graph(infer_shapes(fm, known))
+
+
+def _converted(
+    program: torch.export.ExportedProgram, example: tuple[tuple[Any, ...], Mapping[str, Any]], model: nn.Module | None,
+    opaque: Mapping[str, OpaqueCall], axes: Any,
+) -> tuple[FloatModel, list[str]]:
+    """A FloatModel, and the sizes in it; none where all but the batch is fixed.
+
+    Args:
+        program: in which no in-place operation matters.
+        example: ``(args, kwargs)`` that it was exported with.
+        model: what it was exported from, for the names of its inputs.
+        opaque: calls of submodules that are kept as they are.
+        axes: names of the free axes, in the structure of ``example``.
+    """
     params, table = _parameters(program)
     inputs = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in _user_inputs(program)]
-    conv = Converter(params, _symbols(inputs))
+    tensors = example_tensors(program, *example)
+    symbols, aliases = symbols_of_inputs(inputs, names_of_axes(tensors, example, axes))
+    conv = Converter(params, symbols, aliases)
+    limits = limits_of_program(program, symbols)
     env: dict[fx.Node, Any] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            env[node] = _placeholder(conv, node, table)
+            env[node] = _placeholder(conv, node, table, limits)
         elif node.op == "call_function":
             env[node] = conv.convert(node, env)
             if mutates(str(node.target)):  # who reads the operand from now on reads the result
@@ -239,11 +269,13 @@ def capture_program(
     graph = Graph(tuple(conv.nodes), output).validate()
     graph = graph.rewritten(graph.nodes)
     signature = program_signature(program, model)
-    tensors = example_tensors(program, *example)
     fm = FloatModel(graph, params, signature, {k: v.detach()[:_KEPT].clone() for k, v in tensors.items()},
-                    dict(opaque or {}), sources=params, buffers=_buffers(program, params, graph),
+                    dict(opaque), sources=params, buffers=_buffers(program, params, graph),
                     frozen=_frozen(program), dropouts=dict(conv.dropouts))
-    return fm.with_graph(infer_shapes(fm))
+    shaped = infer_shapes(fm, batch_only=True)  # with free sizes only a look whether all of it runs
+    if set(symbols.values()) <= {BATCH}:
+        return fm.with_graph(shaped), []
+    return fm.with_graph(fm.graph), sizes_of_program(program, symbols)
 
 
 def _user_inputs(program: torch.export.ExportedProgram) -> set[str]:
@@ -288,19 +320,8 @@ def _frozen(program: torch.export.ExportedProgram) -> frozenset[str]:
     return frozenset(n for n in names if isinstance(t := program.state_dict.get(n), Tensor) and not t.requires_grad)
 
 
-def _symbols(inputs: Sequence[fx.Node]) -> dict[str, str]:
-    symbols: dict[str, str] = {}
-    for node in inputs:
-        for i, dim in enumerate(getattr(node.meta.get("val"), "shape", ())):
-            if not isinstance(dim, int):
-                if i != 0 or (symbols and str(dim) not in symbols):
-                    raise CaptureError("only the batch axis may be dynamic", where=node.name, got=f"axis {i}",
-                                       fix="capture with fixed sizes for the other axes")
-                symbols[str(dim)] = "batch"
-    return symbols
-
-
-def _placeholder(conv: Converter, node: fx.Node, table: Mapping[str, str]) -> Any:
+def _placeholder(conv: Converter, node: fx.Node, table: Mapping[str, str], limits: Mapping[str, list[int | None]]
+                 ) -> Any:
     if node.name in table:
         name = table[node.name]
         return Const(conv.params[name], name)
@@ -308,7 +329,9 @@ def _placeholder(conv: Converter, node: fx.Node, table: Mapping[str, str]) -> An
     if not isinstance(example, Tensor):
         return example
     conv.unique_named(node.name)
-    conv.nodes.append(Node(node.name, "input", shape=conv.dims(example.shape),
+    shape = tuple(d if isinstance(d, int) else str(d) for d in conv.dims(example.shape))
+    own = {name: limits[name] for d in shape for name in sorted(symbols_of(d)) if name in limits}
+    conv.nodes.append(Node(node.name, "input", shape=shape, attrs={"limits": own} if own else {},
                            dtype=str(example.dtype).removeprefix("torch.")))
     return Edge(node.name)
 

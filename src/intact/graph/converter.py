@@ -13,8 +13,9 @@ from torch import Tensor, fx
 
 from intact.errors import CaptureError
 from intact.graph.ir import Dim, Node
+from intact.types.dims import renamed
 
-__all__ = ["HANDLERS", "Const", "Converter", "Edge", "handler"]
+__all__ = ["HANDLERS", "Const", "Converter", "Edge", "Symbolic", "handler"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,13 @@ class Const:
     name: str | None = None
 
 
-Value = Any  # Edge | Const | int | float | str | None | list of these
+class Symbolic(str):
+    """A size that depends on the inputs, such as ``"2*batch"``: no other string is one."""
+
+    __slots__ = ()
+
+
+Value = Any  # Edge | Const | Symbolic | int | float | str | None | list of these
 Handler = Callable[..., Value]
 
 #: aten overload name -> function(converter, *args, **kwargs) -> value
@@ -53,9 +60,11 @@ def handler(*targets: str) -> Callable[[Handler], Handler]:
 class Converter:
     """Collects nodes and parameters while the aten graph is walked."""
 
-    def __init__(self, params: dict[str, Tensor], symbols: dict[str, str]) -> None:
+    def __init__(self, params: dict[str, Tensor], symbols: dict[str, str], aliases: dict[str, str] | None = None
+                 ) -> None:
         self.params = params
-        self.symbols = symbols
+        self.symbols = symbols  # torch's -> ours
+        self.aliases = aliases or {}  # a name that turned out to be another's -> that one
         self.nodes: list[Node] = []
         #: edge that a dropout follows -> (probability, whether it drops whole channels)
         self.dropouts: dict[str, tuple[float, bool]] = {}
@@ -144,30 +153,24 @@ class Converter:
         return self.current.meta["val"]
 
     def shape_of(self, node_arg: int = 0) -> tuple[Dim, ...]:
-        """Shape of the aten node's tensor operand, batch symbol translated."""
+        """Shape of the aten node's tensor operand, symbols translated."""
         assert self.current is not None
         arg = self.current.args[node_arg]
         assert isinstance(arg, fx.Node)
         return self.dims(arg.meta["val"].shape)
 
     def dims(self, shape: Sequence[Any]) -> tuple[Dim, ...]:
-        """Ints stay; the batch symbol becomes ``"batch"``."""
+        """Ints stay; torch's symbols become ours."""
         return tuple(self.dim(d) for d in shape)
 
     def dim(self, value: Any) -> Dim:
-        """One dimension: an int, ``"batch"`` or ``"k*batch"``."""
-        if isinstance(value, int):
+        """One dimension: an int, or an expression of our symbols."""
+        if isinstance(value, (int, Symbolic)):
             return value
-        text = str(value)
-        for symbol, name in self.symbols.items():
-            if text == symbol:
-                return name
-            if text.endswith(f"*{symbol}") and text[: -len(symbol) - 1].isdigit():
-                return f"{text[: -len(symbol) - 1]}*{name}"
-        raise self.error(
-            "a dimension depends on the input in a way that is not supported", got=text,
-            fix="capture with a fixed size, or exclude this module",
-        )
+        try:
+            return Symbolic(renamed(str(value), self.symbols))
+        except CaptureError as error:
+            raise self.error(error.what, got=value, fix="capture with a fixed size, or exclude this module") from None
 
     # -- walking ----------------------------------------------------------------------------
 
@@ -190,8 +193,12 @@ class Converter:
         example = node.meta.get("val")
         if isinstance(example, (torch.SymInt, int)):
             return self.dim(example) if not isinstance(example, int) else example
+        if example is None and str(node.target).startswith(("aten._assert_", "aten.sym_constrain_")):
+            return args[0] if args else None  # what is asserted about sizes is kept as their limits
+        if isinstance(example, torch.SymBool):
+            return None
         flat = list(_flatten([args, list(kwargs.values())]))
-        if not any(isinstance(v, (Edge, str)) and _is_dynamic(v) for v in flat):
+        if not any(map(_is_dynamic, flat)):
             return self.fold(node, args, kwargs)
         target = functional(str(node.target))
         if target in HANDLERS:
@@ -225,8 +232,8 @@ class Converter:
                 return {"param": f"arg{len(params) - 1}"}
             if isinstance(value, list):
                 return [template(v) for v in value]
-            if isinstance(value, str) and _is_dynamic(value):
-                return {"dim": value}
+            if isinstance(value, Symbolic):
+                return {"dim": str(value)}
             if isinstance(value, torch.dtype):
                 return {"dtype": str(value).removeprefix("torch.")}
             if value is None or isinstance(value, (int, float, str, bool)):
@@ -267,7 +274,7 @@ def _dtype(example: Any) -> str:
 
 
 def _is_dynamic(value: Value) -> bool:
-    return isinstance(value, Edge) or (isinstance(value, str) and value.split("*")[-1] == "batch")
+    return isinstance(value, (Edge, Symbolic))
 
 
 def _flatten(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from intact.graph.hints import Hint
 from intact.graph.ir import Graph, Node, fill_template
 from intact.graph.opaque import OpaqueCall
 from intact.graph.signature import Signature, check_inputs
+from intact.types.dims import BATCH, Sizes
 
 __all__ = ["FloatModel", "execute", "last_uses", "run_node"]
 
@@ -66,9 +68,14 @@ class FloatModel:
 
     def run(self, inputs: Mapping[str, Tensor], tap: Tap | None = None) -> Any:
         """Outputs for named inputs; ``tap`` sees every edge as it is made, which is then let go."""
-        batch = check_inputs(self.graph, inputs)
-        values = execute(self.graph, inputs, lambda n, xs: run_node(self, n, xs, batch), tap)
+        sizes = check_inputs(self.graph, inputs)
+        values = execute(self.graph, inputs, lambda n, xs: run_node(self, n, xs, sizes), tap)
         return fill_template(self.graph.output, values)
+
+    @cached_property
+    def sample(self) -> Sizes:
+        """What the symbols are for one sample of the example."""
+        return {**check_inputs(self.graph, self.example), BATCH: 1}
 
     def small_example(self, samples: int) -> dict[str, Tensor]:
         """The first samples of the example inputs."""
@@ -109,14 +116,14 @@ class FloatModel:
         return self.derived.get(name, name)
 
 
-def run_node(model: FloatModel, node: Node, xs: list[Tensor], batch: int) -> Tensor:
+def run_node(model: FloatModel, node: Node, xs: list[Tensor], sizes: Sizes) -> Tensor:
     """One node in float, with the model's parameters."""
     params = {role: model.params[name] for role, name in node.params.items()}
     if node.op == "aten":
-        return run_aten(xs, params, node.attrs, batch)
+        return run_aten(xs, params, node.attrs, sizes)
     if node.op == "opaque":
-        return model.opaque[node.attrs["module"]].output(xs, batch, node.attrs["index"])
-    return run_float(node.op, xs, params, node.attrs, batch)
+        return model.opaque[node.attrs["module"]].output(xs, sizes, node.attrs["index"])
+    return run_float(node.op, xs, params, node.attrs, sizes)
 
 
 def last_uses(graph: Graph) -> dict[str, list[str]]:

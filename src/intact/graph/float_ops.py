@@ -11,11 +11,12 @@ from torch import Tensor
 
 from intact.errors import CaptureError
 from intact.kernels import MOVES, UNARY_OPS
+from intact.types.dims import Sizes, resolve_dim, resolve_shape
 
 __all__ = ["FLOAT_OPS", "apply_activation", "run_float"]
 
 Attrs = Mapping[str, Any]
-FloatOp = Callable[[Sequence[Tensor], Mapping[str, Tensor], Attrs, int], Tensor]
+FloatOp = Callable[[Sequence[Tensor], Mapping[str, Tensor], Attrs, Sizes], Tensor]
 
 
 def apply_activation(x: Tensor, attrs: Attrs) -> Tensor:
@@ -24,7 +25,7 @@ def apply_activation(x: Tensor, attrs: Attrs) -> Tensor:
     return x if bounds is None else x.clamp(bounds[0], bounds[1])
 
 
-def _conv(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, batch: int) -> Tensor:
+def _conv(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, sizes: Sizes) -> Tensor:
     x, begin, end = xs[0], a["pad_begin"], a["pad_end"]
     if begin != end:
         x = F.pad(x, [v for pair in zip(reversed(begin), reversed(end), strict=True) for v in pair])
@@ -34,7 +35,7 @@ def _conv(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, batch: int) -
     return y
 
 
-def _conv_transpose(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, batch: int) -> Tensor:
+def _conv_transpose(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, sizes: Sizes) -> Tensor:
     conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(a["stride"]) - 1]
     y: Tensor = conv(
         xs[0], p["weight"], p.get("bias"), a["stride"], a["padding"], a["output_padding"],
@@ -43,13 +44,13 @@ def _conv_transpose(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, bat
     return y
 
 
-def _batch_norm(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, batch: int) -> Tensor:
+def _batch_norm(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, sizes: Sizes) -> Tensor:
     return F.batch_norm(
         xs[0], p["mean"], p["var"], p.get("weight"), p.get("bias"), False, 0.0, a["eps"]
     )
 
 
-def _avg_pool(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, batch: int) -> Tensor:
+def _avg_pool(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, sizes: Sizes) -> Tensor:
     pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(a["kernel"]) - 1]
     y: Tensor = pool(
         xs[0], a["kernel"], a["stride"], a["padding"], a["ceil_mode"], a["count_include_pad"]
@@ -57,19 +58,19 @@ def _avg_pool(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, batch: in
     return y
 
 
-def _pad(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, batch: int) -> Tensor:
+def _pad(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, sizes: Sizes) -> Tensor:
     if a["mode"] == "constant":
         return F.pad(xs[0], a["pads"], value=a["value"])
     return F.pad(xs[0], a["pads"], mode=a["mode"])
 
 
-def _interpolate(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, batch: int) -> Tensor:
+def _interpolate(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, sizes: Sizes) -> Tensor:
     return F.interpolate(
-        xs[0], size=a["size"], mode=a["mode"], align_corners=a["align_corners"],
+        xs[0], size=resolve_shape(a["size"], sizes), mode=a["mode"], align_corners=a["align_corners"],
     )
 
 
-def _where(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, batch: int) -> Tensor:
+def _where(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, sizes: Sizes) -> Tensor:
     return torch.where(xs[0].to(torch.bool), xs[1], xs[2])
 
 
@@ -103,11 +104,12 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "pad": _pad,
     "embedding": lambda xs, p, a, b: F.embedding(xs[0], p["weight"]),
     "constant": lambda xs, p, a, b: p["value"],
+    "arange": lambda xs, p, a, s: torch.arange(resolve_dim(a["start"], s), resolve_dim(a["end"], s), a["step"]),
 }
 
 
 def run_float(
-    op: str, xs: Sequence[Tensor], params: Mapping[str, Tensor], attrs: Attrs, batch: int
+    op: str, xs: Sequence[Tensor], params: Mapping[str, Tensor], attrs: Attrs, sizes: Sizes
 ) -> Tensor:
     """One canonical operation in float, its folded activation included.
 
@@ -116,18 +118,18 @@ def run_float(
         xs: operands.
         params: role to tensor.
         attrs: the node's attributes.
-        batch: the batch size of this call, for dynamic shapes.
+        sizes: what the symbols of dynamic shapes are in this call.
 
     Raises:
         CaptureError: for an unknown operation.
 
-    >>> run_float("relu", [torch.tensor([-1.0, 2.0])], {}, {}, 1)
+    >>> run_float("relu", [torch.tensor([-1.0, 2.0])], {}, {}, {})
     tensor([0., 2.])
     """
     if op in UNARY_OPS:
         return UNARY_OPS[op](xs[0], attrs)
     if op in MOVES:
-        return MOVES[op](xs[0], attrs, batch)
+        return MOVES[op](xs[0], attrs, sizes)
     if op not in FLOAT_OPS:
         raise CaptureError("no float definition of this operation", got=op)
-    return apply_activation(FLOAT_OPS[op](xs, params, attrs, batch), attrs)
+    return apply_activation(FLOAT_OPS[op](xs, params, attrs, sizes), attrs)

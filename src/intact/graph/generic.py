@@ -15,13 +15,12 @@ from torch import Tensor
 from torch.fx.operator_schemas import get_signature_for_torch_op
 
 from intact.errors import CaptureError
-from intact.graph.ir import Dim, resolve_dim
+from intact.types.dims import Dim, Sizes, is_dim, resolve_dim
 
 __all__ = ["DTYPES", "declared", "problem", "run_aten"]
 
 DTYPES = frozenset({"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"})
 _RESULTS = 65536  # of one operation, at most
-_DIM = re.compile(r"(?:[1-9]\d{0,8}\*)?batch", re.ASCII)
 _ATEN = re.compile(r"aten\.([a-zA-Z]\w*|_to_copy)\.(?!prim|_)(\w+)", re.ASCII)  # prim: of TorchScript
 #: pure functions without torch's tags "core" and "pointwise"; others read files, write memory, or crash on odd sizes
 _PURE = frozenset(re.findall(r"\w+", """
@@ -133,7 +132,7 @@ def _suits(value: Any, kind: str, inputs: int, roles: Collection[str]) -> bool:
         return {
             "input": kind == "Tensor" and type(item) is int and 0 <= item < inputs,
             "param": kind == "Tensor" and isinstance(item, str) and item in roles,
-            "dim": kind in ("int", "number") and isinstance(item, str) and _DIM.fullmatch(item) is not None,
+            "dim": kind in ("int", "number") and is_dim(item),
             "dtype": kind == "ScalarType" and isinstance(item, str) and item in DTYPES,
         }.get(key, False)
     if kind in ("Tensor", "number", "float"):
@@ -142,7 +141,7 @@ def _suits(value: Any, kind: str, inputs: int, roles: Collection[str]) -> bool:
 
 
 def run_aten(
-    xs: Sequence[Tensor], params: Mapping[str, Tensor], attrs: Mapping[str, Any], batch: int
+    xs: Sequence[Tensor], params: Mapping[str, Tensor], attrs: Mapping[str, Any], sizes: Sizes
 ) -> Tensor:
     """Call ``torch.ops.aten.<op>.<overload>`` with the stored argument template.
 
@@ -164,7 +163,7 @@ def run_aten(
             if "param" in value:
                 return params[value["param"]]
             if "dim" in value:
-                return resolve_dim(value["dim"], batch)
+                return resolve_dim(value["dim"], sizes)
             return getattr(torch, value["dtype"])
         if isinstance(value, list | tuple):
             return [fill(v) for v in value]

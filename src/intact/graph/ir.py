@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from intact.errors import CaptureError
 from intact.kernels import MOVES
+from intact.types.dims import Dim
 
-__all__ = ["MAC_OPS", "PASSIVE_OPS", "Dim", "Graph", "Node", "resolve_dim"]
-
-Dim = int | str  # an int, "batch", or "k*batch"
+__all__ = ["MAC_OPS", "PASSIVE_OPS", "Dim", "Graph", "Node"]
 
 #: operations that only move values: they give an output code for an input code unchanged
 PASSIVE_OPS = frozenset({*MOVES, "pad"})
@@ -31,7 +29,7 @@ class Node:
         params: role (``weight``, ``bias``, ``value`` ...) to parameter name.
         attrs: JSON values: strides, axes, a folded activation ``[low, high]`` ...
         path: module path in the user's model ("" is the model itself).
-        shape: output shape; dynamic dimensions are ``"batch"`` or ``"k*batch"``.
+        shape: output shape; dynamic dimensions are expressions such as ``"batch"`` or ``"length + 1"``.
         dtype: output dtype, e.g. ``float32``.
     """
 
@@ -161,25 +159,3 @@ def fill_template(template: Mapping[str, Any], values: Mapping[str, Any]) -> Any
     if kind == "dict":
         return {k: fill_template(v, values) for k, v in template["items"].items()}
     return template["value"]
-
-
-_DIM = re.compile(r"^(?:(\d+)\*)?batch$")
-
-
-def resolve_dim(dim: Dim, batch: int) -> int:
-    """The size of a dimension for a batch size.
-
-    >>> resolve_dim("4*batch", 3), resolve_dim(7, 3)
-    (12, 7)
-    """
-    if isinstance(dim, int):
-        return dim
-    match = _DIM.match(dim)
-    if match is None:
-        raise CaptureError("unknown symbolic dimension", got=dim, allowed='an int, "batch", "k*batch"')
-    return int(match.group(1) or 1) * batch
-
-
-def resolve_shape(shape: Sequence[Dim], batch: int) -> list[int]:
-    """All dimensions of a shape for a batch size."""
-    return [resolve_dim(d, batch) for d in shape]

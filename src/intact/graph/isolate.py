@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from intact.errors import CaptureError
 from intact.graph.converter import Converter, Value, handler
-from intact.graph.ir import resolve_shape
+from intact.graph.dynamic import stretched, symbols_in
 from intact.graph.opaque import OpaqueCall, Recorded, describe
 from intact.graph.tree import first_tensor, leaves, map_leaves
+from intact.types.dims import BATCH, Sizes, renamed, resolve_shape, symbols_of
 
-__all__ = ["CAPTURE_FAILURES", "capture_around"]
+__all__ = ["CAPTURE_FAILURES", "capture_around", "failing_module"]
 
 #: what torch.export raises when a model cannot be captured (its own errors derive from these)
 CAPTURE_FAILURES = (
@@ -41,14 +42,14 @@ def _opaque(xs: list[Tensor], key: str) -> list[Tensor]:
     if key not in _CALLS:
         raise CaptureError("an opaque module was called outside its graph", where=key)
     call = _CALLS[key]
-    return [y.clone() for y in call.run(xs, call.batch_of(xs))]  # an operation must not return its operands
+    return [y.clone() for y in call.run(xs, call.sizes_of(xs))]  # an operation must not return its operands
 
 
 @_opaque.register_fake
 def _opaque_fake(xs: list[Tensor], key: str) -> list[Tensor]:
     call = _CALLS[key]
-    batch = call.batch_of(xs)
-    return [torch.empty(resolve_shape(shape, batch), dtype=dtype) for shape, dtype in call.outputs]
+    sizes = call.sizes_of(xs)
+    return [torch.empty(resolve_shape(shape, sizes), dtype=dtype) for shape, dtype in call.outputs]
 
 
 @handler("intact.opaque.default")
@@ -58,7 +59,9 @@ def _convert(c: Converter, xs: list[Value], key: str) -> Value:
     for i, (shape, dtype) in enumerate(call.outputs):
         c.path, c.leaf = call.path, True
         outputs.append(
-            c.emit("opaque", xs, dtype=str(dtype).removeprefix("torch."), module=key, shape=list(shape), index=i)
+            c.emit("opaque", xs, dtype=str(dtype).removeprefix("torch."), module=key, index=i,
+                   shape=[d if isinstance(d, int) else renamed(d, {**{s: s for s in symbols_of(d)}, **c.aliases})
+                          for d in shape])
         )
     return outputs
 
@@ -92,10 +95,11 @@ class _Stub(nn.Module):
         made = len(ys) - len(call.changed)
         for i, y in zip(call.changed, ys[made:], strict=True):
             xs[i].copy_(y)
-        return call.answer(ys[:made], call.batch_of(xs))
+        return call.answer(ys[:made], call.sizes_of(xs))
 
 
-def capture_around(model: nn.Module, args: Args, kwargs: Kwargs, attempt: Attempt, failure: BaseException) -> Any:
+def capture_around(model: nn.Module, args: Args, kwargs: Kwargs, attempt: Attempt, failure: BaseException, axes: Any
+                   ) -> Any:
     """What ``attempt`` gives with stubs in place of the smallest modules that it refuses.
 
     Stubs may bring up another refusal (of a module that looks into the one that was replaced, say): then that one is
@@ -107,6 +111,7 @@ def capture_around(model: nn.Module, args: Args, kwargs: Kwargs, attempt: Attemp
         kwargs: likewise, by name.
         attempt: captures a module, or raises.
         failure: what it raised for the whole model.
+        axes: the free axes of every tensor among the inputs.
 
     Raises:
         CaptureError: if the model's own forward cannot be captured.
@@ -116,7 +121,7 @@ def capture_around(model: nn.Module, args: Args, kwargs: Kwargs, attempt: Attemp
     first = first_tensor((args, kwargs))
     size = 0 if first is None else int(first.shape[0])
     few, few_kwargs = _resized((args, kwargs), size, min(size, _FEW))
-    watched = _Watched(model, few, few_kwargs)
+    watched = _Watched(model, few, few_kwargs, axes)
     refused: dict[nn.Module, str] = {}
     while True:
         found = watched.describe_all(refused, failure)
@@ -183,6 +188,16 @@ def _record(model: nn.Module, args: Args, kwargs: Kwargs, running: list[nn.Modul
     return calls
 
 
+def failing_module(model: nn.Module, args: Args, kwargs: Kwargs) -> str | None:
+    """Path of the module in which a call fails; None if it does not, or in none."""
+    running: list[nn.Module] = []
+    try:
+        _record(model, args, kwargs, running)
+    except CAPTURE_FAILURES:
+        return next((path for path, m in model.named_modules() if running and m is running[-1]), None)
+    return None
+
+
 def _resized(value: Any, size: int, other: int) -> Any:
     """Tensors with as many samples as ``size`` cut to another number of them, or doubled."""
     def cut(x: Any) -> Any:
@@ -194,15 +209,26 @@ def _resized(value: Any, size: int, other: int) -> Any:
 
 
 class _Watched:
-    """The calls of all submodules at two batch sizes: what differs between them grows with the batch."""
+    """The calls of all submodules with inputs of several sizes: what differs between them grows with the inputs."""
 
-    def __init__(self, model: nn.Module, args: Args, kwargs: Kwargs) -> None:
+    def __init__(self, model: nn.Module, args: Args, kwargs: Kwargs, axes: Any) -> None:
         first = first_tensor((args, kwargs))
         size = 2 if first is None else int(first.shape[0])
         self.model, other = model, 2 if size > 2 else 2 * size
-        args_2, kwargs_2 = _resized((args, kwargs), size, other)
-        self.batches = (size, other)
-        self.runs = _record(model, args, kwargs, []), _record(model, args_2, kwargs_2, [])
+        free = symbols_in((args, kwargs), axes)
+        self.points: list[Sizes] = []
+        self.runs: list[dict[nn.Module, list[Recorded]]] = []
+        for batch, step in ((size, 0), (other, 1), *([(size, 3)] if free else [])):
+            more = {name: step * (i + 1) for i, name in enumerate(free)}
+            cut, cut_kwargs = stretched(_resized((args, dict(kwargs)), size, batch), axes, more)
+            self.points.append({BATCH: batch, **{name: free[name] + more[name] for name in free}})
+            try:
+                self.runs.append(_record(model, cut, cut_kwargs, []))
+            except CAPTURE_FAILURES as error:
+                if not free or not step:
+                    raise
+                raise CaptureError("the model fails with other sizes of an axis that shall be free", where=", ".join(
+                    free), got=_reason(error), fix="leave the axis out of dynamic") from error
         self.names: dict[nn.Module, list[str]] = {}
         for path, module in model.named_modules(remove_duplicate=False):
             self.names.setdefault(module, []).append(path)
@@ -231,14 +257,13 @@ class _Watched:
         return {m: calls for m, calls in found.items() if calls}
 
     def _describe(self, module: nn.Module, refused: Mapping[nn.Module, str]) -> list[OpaqueCall]:
-        first, second = ([c for c in run.get(module, []) if not any(m in refused for m in c.inside)]
-                         for run in self.runs)
-        if len(first) != len(second):
+        runs = [[c for c in run.get(module, []) if not any(m in refused for m in c.inside)] for run in self.runs]
+        if len({len(run) for run in runs}) > 1:
             raise CaptureError("how often it is called depends on the batch size")
         path, own = self.names[module][0], copy.deepcopy(module)
         return [
-            describe(own, path if not i else f"{path}@{i + 1}", path, refused[module], pair, self.batches)
-            for i, pair in enumerate(zip(first, second, strict=True))
+            describe(own, path if not i else f"{path}@{i + 1}", path, refused[module], calls, self.points)
+            for i, calls in enumerate(zip(*runs, strict=True))
         ]
 
     def _parents(self, module: nn.Module) -> list[nn.Module]:

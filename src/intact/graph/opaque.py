@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from intact.errors import CaptureError
-from intact.graph.ir import Dim
 from intact.graph.tree import leaves, map_leaves
+from intact.types.dims import Dim, Sizes, fit, line, resolve_dim, symbols_of
 
 __all__ = ["OpaqueCall", "Recorded", "describe"]
 
@@ -31,9 +31,9 @@ class _Slot:
 
 @dataclass(frozen=True)
 class _Size:
-    """Stands for a number that grows with the batch."""
+    """Stands for a number that grows with the inputs."""
 
-    factor: int
+    dim: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class OpaqueCall:
         key: unique in the model.
         reason: why torch.export refused it.
         path: module path in the user's model.
-        arguments: ``(args, kwargs)`` with placeholders for tensors and for sizes that grow with the batch.
+        arguments: ``(args, kwargs)`` with placeholders for tensors and for sizes that grow with the inputs.
         result: the structure of the result, likewise.
         inputs: shapes of the tensors among the arguments.
         outputs: shapes and dtypes of the tensors of the result, and after them of the arguments that it changes.
@@ -73,10 +73,10 @@ class OpaqueCall:
     changed: tuple[int, ...] = ()
     _asked: tuple[list[Tensor], dict[int, Tensor]] = field(default_factory=lambda: ([], {}))
 
-    def run(self, xs: Sequence[Tensor], batch: int) -> list[Tensor]:
+    def run(self, xs: Sequence[Tensor], sizes: Sizes) -> list[Tensor]:
         """Tensors of the result, and then the arguments that the module changed; ``xs`` stay as they are."""
         ys = [x.clone() for x in xs]
-        args, kwargs = _filled(self.arguments, ys, batch)
+        args, kwargs = _filled(self.arguments, ys, sizes)
         found = [t for t in leaves(self.module(*args, **kwargs)) if isinstance(t, Tensor)]
         if not set(_differing(xs, ys)) <= set(self.changed):
             raise CaptureError("a module that could not be captured changes its operand in place, which it did not on "
@@ -87,98 +87,104 @@ class OpaqueCall:
                                got=f"{len(found)} tensors", allowed=f"{len(self.outputs)} as in the example")
         return found
 
-    def output(self, xs: Sequence[Tensor], batch: int, index: int) -> Tensor:
+    def output(self, xs: Sequence[Tensor], sizes: Sizes, index: int) -> Tensor:
         """One of the tensors; those asked for next, with the same operands, are of the same call."""
         known, rest = self._asked
         same = len(known) == len(xs) and all(a is b for a, b in zip(known, xs, strict=True))
         if not (same and index in rest):
-            rest = dict(enumerate(self.run(xs, batch)))
+            rest = dict(enumerate(self.run(xs, sizes)))
             known = list(xs)
         found = rest.pop(index)
         self._asked = (known, rest) if rest else ([], {})
         return found
 
-    def answer(self, ys: Sequence[Tensor], batch: Any) -> Any:
+    def answer(self, ys: Sequence[Tensor], sizes: Sizes) -> Any:
         """The result, made of its tensors."""
-        return _filled(self.result, ys, batch)
+        return _filled(self.result, ys, sizes)
 
-    def batch_of(self, xs: Sequence[Tensor]) -> Any:
-        """The batch size (maybe symbolic) that these operands tell; None if none of them does."""
+    def sizes_of(self, xs: Sequence[Tensor]) -> dict[str, Any]:
+        """What the symbols are (numbers, or torch's own symbols) that these operands tell."""
+        found: dict[str, Any] = {}
         for x, shape in zip(xs, self.inputs, strict=True):
             for size, dim in zip(x.shape, shape, strict=True):
-                if isinstance(dim, str):
-                    factor = dim.partition("*")[0]
-                    return size // int(factor) if factor.isdigit() else size
-        return None
+                told = line(dim)
+                if told is not None and told[0] not in found:
+                    name, step, base = told
+                    found[name] = (size - base) // step if (step, base) != (1, 0) else size
+        return found
 
 
-def _filled(template: Any, tensors: Sequence[Tensor], batch: Any) -> Any:
+def _filled(template: Any, tensors: Sequence[Tensor], sizes: Sizes) -> Any:
     def fill(leaf: Any) -> Any:
         if isinstance(leaf, _Slot):
             return tensors[leaf.index]
-        return leaf.factor * batch if isinstance(leaf, _Size) else leaf
+        return resolve_dim(leaf.dim, sizes) if isinstance(leaf, _Size) else leaf
 
     return map_leaves(template, fill)
 
 
-def describe(module: nn.Module, key: str, path: str, reason: str, calls: tuple[Recorded, Recorded],
-             batches: tuple[int, int]) -> OpaqueCall:
-    """A call site, from the same call watched at two batch sizes.
+def describe(module: nn.Module, key: str, path: str, reason: str, calls: Sequence[Recorded],
+             points: Sequence[Sizes]) -> OpaqueCall:
+    """A call site, from the same call watched with inputs of several sizes.
+
+    Args:
+        module: what is called.
+        key: of the call.
+        path: of the module.
+        reason: why torch.export refuses it.
+        calls: what was watched.
+        points: what the symbols were in each of them.
 
     Raises:
         CaptureError: if it takes or returns what cannot be told from outside.
     """
-    a, b = calls
-    given: list[tuple[Tensor, Tensor]] = []
-    made: list[tuple[Tensor, Tensor]] = []
-    arguments = _template((a.args, a.kwargs), (b.args, b.kwargs), batches, given)
-    result = _template(a.result, b.result, batches, made)
+    given: list[tuple[Tensor, ...]] = []
+    made: list[tuple[Tensor, ...]] = []
+    arguments = _template([(c.args, c.kwargs) for c in calls], points, given)
+    result = _template([c.result for c in calls], points, made)
     if not made:
         raise CaptureError("it returns no tensor")
-    inputs = [_shape(x, y, batches) for x, y in given]
-    changed = _changed(module, a)
+    inputs = [_shape(xs, points) for xs in given]
+    changed = _changed(module, calls[0])
     made += [given[i] for i in changed]
-    outputs = [(_shape(x, y, batches), x.dtype) for x, y in made]
-    free = any(isinstance(d, str) for shape in inputs for d in shape)
-    if not given or (not free and any(isinstance(d, str) for shape, _ in outputs for d in shape)):
+    outputs = [(_shape(xs, points), xs[0].dtype) for xs in made]
+    told = {told[0] for shape in inputs for d in shape if (told := line(d)) is not None}
+    asked = {s for shape, _ in outputs for d in shape for s in symbols_of(d)}
+    if not given or not asked <= told:
         raise CaptureError("it takes no tensor from which the batch size could be told")
     return OpaqueCall(module, key, reason, path, arguments, result, inputs, outputs, changed)
 
 
-def _template(a: Any, b: Any, batches: tuple[int, int], tensors: list[tuple[Tensor, Tensor]]) -> Any:
-    """What both have in common, with placeholders for the rest."""
-    if map_leaves(a, lambda _: None) != map_leaves(b, lambda _: None):
+def _template(values: Sequence[Any], points: Sequence[Sizes], tensors: list[tuple[Tensor, ...]]) -> Any:
+    """What all have in common, with placeholders for the rest."""
+    if any(map_leaves(v, lambda _: None) != map_leaves(values[0], lambda _: None) for v in values[1:]):
         raise CaptureError("the structure of its arguments or results depends on the batch size")
-    others = leaves(b)
+    others = zip(*map(leaves, values[1:]), strict=True)
 
     def common(x: Any) -> Any:
-        y = next(others)
-        if isinstance(x, Tensor) and isinstance(y, Tensor):
-            tensors.append((x, y))
+        ys = (x, *next(others))
+        if all(isinstance(y, Tensor) for y in ys):
+            tensors.append(ys)
             return _Slot(len(tensors) - 1)
-        if not isinstance(x, _PLAIN) or type(x) is not type(y):
+        if not isinstance(x, _PLAIN) or any(type(x) is not type(y) for y in ys):
             raise CaptureError("it takes or returns more than tensors and plain values", got=type(x).__name__)
-        if x == y:
+        if all(x == y for y in ys):
             return x
-        if isinstance(x, int) and isinstance(y, int) and x * batches[1] == y * batches[0] and x % batches[0] == 0:
-            return _Size(x // batches[0])
-        raise CaptureError("an argument or result depends on the data", got=f"{x!r} and {y!r}")
+        dim = fit(ys, points) if isinstance(x, int) else None
+        if dim is None:
+            raise CaptureError("an argument or result depends on the data", got=" and ".join(map(repr, ys)))
+        return _Size(str(dim))
 
-    return map_leaves(a, common)
+    return map_leaves(values[0], common)
 
 
-def _shape(a: Tensor, b: Tensor, batches: tuple[int, int]) -> tuple[Dim, ...]:
-    if a.ndim != b.ndim or a.dtype != b.dtype:
+def _shape(xs: Sequence[Tensor], points: Sequence[Sizes]) -> tuple[Dim, ...]:
+    if any(x.ndim != xs[0].ndim or x.dtype != xs[0].dtype for x in xs):
         raise CaptureError("the rank or dtype of a tensor depends on the batch size")
-    return tuple(_dim(x, y, batches) for x, y in zip(a.shape, b.shape, strict=True))
-
-
-def _dim(x: int, y: int, batches: tuple[int, int]) -> Dim:
-    if x == y:
-        return x
-    if x * batches[1] != y * batches[0] or x % batches[0]:
-        raise CaptureError("a size depends on the data", got=(x, y))
-    return "batch" if x == batches[0] else f"{x // batches[0]}*batch"
+    dims = [fit(sizes, points) for sizes in zip(*(x.shape for x in xs), strict=True)]
+    if None in dims:
+        raise CaptureError("a size depends on the data", got=[tuple(x.shape) for x in xs])
+    return tuple(d for d in dims if d is not None)
 
 
 def _changed(module: nn.Module, call: Recorded) -> tuple[int, ...]:

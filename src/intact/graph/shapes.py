@@ -1,7 +1,8 @@
-"""Shapes of every edge, with the batch left free: the graph is run on the meta device at two batch sizes."""
+"""Shapes of every edge, with free axes left free: the graph is run on the meta device with inputs of several sizes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -9,51 +10,68 @@ from torch import Tensor
 
 from intact.errors import CaptureError
 from intact.graph.float_model import FloatModel, execute, run_node
-from intact.graph.ir import Dim, Graph, Node, resolve_shape
+from intact.graph.free import limits_of, sizes_near
+from intact.graph.ir import Graph, Node
+from intact.graph.signature import check_inputs
+from intact.types.dims import BATCH, Sizes, fit, is_dim, resolve_shape
 
 __all__ = ["infer_shapes"]
 
-_SMALL, _LARGE = 2, 3
 
-
-def infer_shapes(model: FloatModel) -> Graph:
+def infer_shapes(model: FloatModel, known: Iterable[str] = (), *, batch_only: bool = False) -> Graph:
     """The graph with ``shape`` and ``dtype`` of every node filled in.
 
+    Args:
+        model: a float model with example inputs.
+        known: expressions that sizes may be, besides those that the graph has already and ``k*symbol + c``.
+        batch_only: other free sizes as in the example, where it is not known yet which sizes the model takes.
+
     Raises:
-        CaptureError: if a size is not a multiple of the batch size.
+        CaptureError: if a size is none of these.
     """
-    first, second = _run(model, _SMALL), _run(model, _LARGE)
+    graph = model.graph
+    limits = limits_of(graph)
+    sizes = check_inputs(graph, model.example)
+    points = list(sizes_near(sizes, limits))[: 5 if len(limits) > 1 and not batch_only else 2]
+    if batch_only:
+        points = [{**sizes, BATCH: point[BATCH]} for point in points]
+    runs = [_run(model, point) for point in points]
+    said = dict.fromkeys((*_expressions(graph), *known))
     nodes = []
-    for node in model.graph:
-        a, b = first[node.name], second[node.name]
-        shape = tuple(_dim(node, x, y) for x, y in zip(a.shape, b.shape, strict=True))
-        nodes.append(replace(node, shape=shape, dtype=str(a.dtype).removeprefix("torch.")))
-    return Graph(tuple(nodes), model.graph.output)
+    for node in graph:
+        shapes = [tuple(run[node.name].shape) for run in runs]
+        dims = tuple(fit(values, points, said) for values in zip(*shapes, strict=True))
+        if None in dims:
+            raise CaptureError("a size is not a multiple of the batch size" if len(limits) < 2 else
+                               "a size depends on the input in a way that is not supported", where=node.path or
+                               node.name, got=" and ".join(map(str, shapes)))
+        nodes.append(replace(node, shape=tuple(d for d in dims if d is not None),
+                             dtype=str(runs[0][node.name].dtype).removeprefix("torch.")))
+    return Graph(tuple(nodes), graph.output)
 
 
-def _dim(node: Node, small: int, large: int) -> Dim:
-    if small == large:
-        return small
-    step = large - small
-    if step <= 0 or small != step * _SMALL:
-        raise CaptureError("a size is not a multiple of the batch size", where=node.name, got=(small, large))
-    return "batch" if step == 1 else f"{step}*batch"
+def _expressions(graph: Graph) -> Iterable[str]:
+    """What sizes are called so far."""
+    for node in graph:
+        for d in (*node.shape, *node.attrs.get("shape", ()), *node.attrs.get("size", ())):
+            if is_dim(d):
+                yield str(d)
 
 
-def _run(model: FloatModel, batch: int) -> dict[str, Tensor]:
+def _run(model: FloatModel, sizes: Sizes) -> dict[str, Tensor]:
     """Every edge as a meta tensor."""
     meta = replace(model, params={k: v.to("meta") for k, v in model.params.items()})
     inputs = {
-        n.name: torch.empty(resolve_shape(n.shape, batch), dtype=getattr(torch, n.dtype), device="meta")
+        n.name: torch.empty(resolve_shape(n.shape, sizes), dtype=getattr(torch, n.dtype), device="meta")
         for n in model.graph.inputs
     }
     seen: dict[str, Tensor] = {}
 
     def step(node: Node, xs: list[Tensor]) -> Tensor:
         if node.op == "opaque":
-            shape = resolve_shape(node.attrs["shape"], batch)
+            shape = resolve_shape(node.attrs["shape"], sizes)
             return torch.empty(shape, dtype=getattr(torch, node.dtype), device="meta")
-        return run_node(meta, node, xs, batch).to("meta")  # also what the model makes itself, on the CPU
+        return run_node(meta, node, xs, sizes).to("meta")  # also what the model makes itself, on the CPU
 
     execute(model.graph, inputs, step, lambda n, x: seen.__setitem__(n.name, x))
     return seen

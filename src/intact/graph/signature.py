@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from intact.errors import CalibrationError, IntactError
-from intact.graph.ir import Dim, Graph, resolve_dim
+from intact.graph.ir import Graph, Node
+from intact.types.dims import BATCH, Sizes, resolve_dim, solve, symbols_of
 
 __all__ = ["Parameters", "Signature", "check_finite", "check_inputs", "collect", "has_edges", "samples_in",
            "split_batch"]
@@ -81,13 +82,13 @@ def has_edges(template: Mapping[str, Any]) -> bool:
         has_edges(t) for t in (items.values() if isinstance(items, Mapping) else items))
 
 
-def check_inputs(graph: Graph, inputs: Mapping[str, Tensor]) -> int:
-    """The batch size, after every input's shape and dtype were found right.
+def check_inputs(graph: Graph, inputs: Mapping[str, Tensor]) -> Sizes:
+    """What the symbols of dynamic shapes are, after every input's shape and dtype were found right.
 
     Raises:
         IntactError: naming the input, what it got, and what is allowed.
     """
-    batch: int | None = None
+    sizes: dict[str, int] = {}
     for node in graph.inputs:
         x = inputs[node.name]
         want = getattr(torch, node.dtype)
@@ -95,16 +96,29 @@ def check_inputs(graph: Graph, inputs: Mapping[str, Tensor]) -> int:
             raise IntactError("an input has the wrong dtype", where=node.name, got=x.dtype, allowed=want,
                               fix=f"convert it with .to({want})")
         if x.ndim != len(node.shape):
-            raise _shape_error(node.name, x, node.shape)
-        for size, dim in zip(x.shape, node.shape, strict=True):
-            if dim == "batch" and batch is None:
-                batch = int(size)
-            if resolve_dim(dim, batch if batch is not None else int(size)) != size:
-                raise _shape_error(node.name, x, node.shape)
+            raise _shape_error(node, x)
+        for axis, (size, dim) in enumerate(zip(x.shape, node.shape, strict=True)):
+            if isinstance(dim, str) and dim not in sizes:
+                found = solve(dim, size)
+                if found is None:
+                    raise _shape_error(node, x, axis)
+                sizes.setdefault(*found)
+            if resolve_dim(dim, sizes) != size:
+                raise _shape_error(node, x, axis)
         if x.numel() == 0:
             raise IntactError("an input is empty", where=node.name, got=tuple(x.shape),
                               fix="leave out batches of zero samples")
-    return 1 if batch is None else batch
+        _check_limits(node, x, sizes)
+    sizes.setdefault(BATCH, 1)
+    return sizes
+
+
+def _check_limits(node: Node, x: Tensor, sizes: Sizes) -> None:
+    for name, (low, high) in node.attrs.get("limits", {}).items():
+        if sizes[name] < low or (high is not None and sizes[name] > high):
+            raise IntactError(f"a {name} is out of range", where=node.name, got=f"{tuple(x.shape)}: {sizes[name]}",
+                              allowed=f"{low} to {high}" if high is not None else f"{low} and more",
+                              fix="cut or pad the input; this range is what the model itself allows")
 
 
 def check_finite(inputs: Mapping[str, Tensor], coded: Container[str]) -> None:
@@ -125,23 +139,26 @@ def check_finite(inputs: Mapping[str, Tensor], coded: Container[str]) -> None:
                                   fix="mend the data")
 
 
-def samples_in(graph: Graph, batch: int) -> int:
+def samples_in(graph: Graph, sizes: Sizes) -> int:
     """How many samples a batch holds: where no size is free, the first size of all inputs and outputs, if it is one.
 
     Args:
         graph: of the model.
-        batch: what :func:`check_inputs` found.
+        sizes: what :func:`check_inputs` found.
     """
     ends = [*graph.inputs, *(graph[name] for name in graph.outputs)]
-    if any(isinstance(d, str) for node in ends for d in node.shape):
-        return batch
-    sizes = {node.shape[0] if node.shape else 1 for node in ends}
-    return int(sizes.pop()) if len(sizes) == 1 else batch
+    if any(BATCH in symbols_of(d) for node in ends for d in node.shape):
+        return sizes[BATCH]
+    first = {resolve_dim(node.shape[0], sizes) if node.shape else 1 for node in ends}
+    return first.pop() if len(first) == 1 else 1
 
 
-def _shape_error(name: str, x: Tensor, shape: tuple[Dim, ...]) -> IntactError:
-    return IntactError("an input has the wrong shape", where=name, got=tuple(x.shape),
-                       allowed="(" + ", ".join(map(str, shape)) + ")")
+def _shape_error(node: Node, x: Tensor, axis: int | None = None) -> IntactError:
+    fixed = axis is not None and axis > 0 and isinstance(node.shape[axis], int)
+    return IntactError("an input has the wrong shape", where=node.name, got=tuple(x.shape),
+                       allowed="(" + ", ".join(map(str, node.shape)) + ")",
+                       fix=f"to leave axis {axis} free, capture with dynamic={{{node.name!r}: {{{axis}: 'a name'}}}}"
+                       if fixed else None)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from intact.arithmetic import Arithmetic, quantize
 from intact.arithmetic.layer_norm import normalized_bits
 from intact.errors import PlanError
 from intact.types import QParams, QTensor
+from intact.types.dims import Sizes
 
 __all__ = ["KERNELS", "Binding", "Kernel", "activation_codes", "kernel", "operand_scale", "to_carrier"]
 
@@ -52,7 +53,7 @@ class Binding:
 class Kernel(ABC):
     """One operation on codes.
 
-    ``kernel(xs, batch)`` takes integer codes or integer-valued floats and gives the output codes in the same kind
+    ``kernel(xs, sizes)`` takes integer codes or integer-valued floats and gives the output codes in the same kind
     of carrier; both carriers give the same numbers (E1).
     """
 
@@ -60,7 +61,7 @@ class Kernel(ABC):
         self.binding = binding
 
     @abstractmethod
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Output codes."""
 
 

@@ -11,6 +11,7 @@ from intact.arithmetic import dequantize, multiplier, quantize, requantize
 from intact.kernels.base import Binding, Kernel, kernel
 from intact.kernels.elementwise import all_codes, look_up
 from intact.types import QParams
+from intact.types.dims import Sizes
 
 __all__ = ["ConcatKernel"]
 
@@ -36,7 +37,7 @@ class ConcatKernel(Kernel):
             for q in binding.inputs
         ]
 
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Codes joined along ``attrs['axis']``."""
         storage = self.binding.output.qtype.storage
         parts = []

@@ -14,6 +14,7 @@ from intact.errors import PlanError
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
 from intact.kernels.integer import conv_int, matmul_int
 from intact.types import QParams
+from intact.types.dims import Sizes
 
 __all__ = ["ConvKernel", "LinearKernel"]
 
@@ -104,7 +105,7 @@ class _WeightedKernel(Kernel):
 class ConvKernel(_WeightedKernel):
     """Convolution with any stride, padding, dilation and groups; padded positions hold the zero point."""
 
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Codes (batch, out, *spatial) for codes (batch, channels, *spatial)."""
         (x,), a = xs, self.binding.attrs
         if x.is_floating_point():
@@ -130,7 +131,7 @@ class ConvKernel(_WeightedKernel):
 class LinearKernel(_WeightedKernel):
     """``x @ w.T + b`` over the last axis."""
 
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Codes (..., out) for codes (..., in)."""
         (x,) = xs
         if x.is_floating_point():

@@ -12,6 +12,7 @@ from intact.arithmetic import add_codes, dequantize, mul_codes, quantize, sub_co
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
 from intact.kernels.functions import UNARY_OPS
 from intact.types import QParams
+from intact.types.dims import Sizes
 
 __all__ = ["BinaryKernel", "LookupKernel", "all_codes", "look_up", "unary_table", "value_table"]
 
@@ -53,7 +54,7 @@ class LookupKernel(Kernel):
         self.stored = self.table.to(binding.output.qtype.storage)
         self.qmin = binding.inputs[0].qtype.qmin
 
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Codes, element by element."""
         (x,) = xs
         index = x.to(torch.int32) - self.qmin
@@ -86,7 +87,7 @@ class BinaryKernel(Kernel):
         codes = _BINARY[self.binding.op](a, b, qa, qb, out, self.binding.arithmetic)
         return codes.clamp_(self.low, self.high)
 
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Codes, element by element."""
         a, b = xs
         if self.table is None:

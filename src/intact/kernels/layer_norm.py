@@ -11,6 +11,7 @@ from torch import Tensor
 from intact.arithmetic import multiplier, requantize
 from intact.arithmetic.layer_norm import layer_norm_epsilon, normalized_codes
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, operand_scale, to_carrier
+from intact.types.dims import Sizes
 
 __all__ = ["LayerNormKernel"]
 
@@ -34,7 +35,7 @@ class LayerNormKernel(Kernel):
         self.multiplier = multiplier(step, scale, binding.output.scale, binding.arithmetic)
         self.low, self.high = activation_codes(binding)
 
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Codes of the operand's shape."""
         (x,), b = xs, self.binding
         axes = tuple(range(x.ndim - len(b.attrs["shape"]), x.ndim))

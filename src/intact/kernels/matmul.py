@@ -9,6 +9,7 @@ from torch import Tensor
 
 from intact.arithmetic import carrier_for, multiplier, requantize
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
+from intact.types.dims import Sizes
 
 __all__ = ["MatMulKernel"]
 
@@ -30,7 +31,7 @@ class MatMulKernel(Kernel):
                  for q, z in zip(self.binding.inputs, self.zeros, strict=True)]
         return float(length) * reach[0] * reach[1]
 
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Codes of the product."""
         a, b = xs
         if a.is_floating_point():

@@ -11,28 +11,20 @@ from torch import Tensor
 
 from intact.arithmetic import quantize
 from intact.kernels.base import Binding, Kernel, kernel
+from intact.types.dims import Sizes, resolve_dim, resolve_shape
 
-__all__ = ["MOVES", "PassiveKernel", "max_pool", "resolve"]
+__all__ = ["MOVES", "PassiveKernel", "max_pool"]
 
 Attrs = Mapping[str, Any]
 
 
-def resolve(shape: Sequence[int | str], batch: int) -> list[int]:
-    """Sizes of a shape whose dynamic dimensions are ``"batch"`` or ``"k*batch"``."""
-    sizes = []
-    for dim in shape:
-        factor = 1 if dim == "batch" else int(str(dim).split("*")[0])
-        sizes.append(dim if isinstance(dim, int) else factor * batch)
-    return sizes
-
-
-def _slice(x: Tensor, a: Attrs, batch: int) -> Tensor:
+def _slice(x: Tensor, a: Attrs, sizes: Sizes) -> Tensor:
     index: list[slice] = [slice(None)] * x.ndim
-    index[a["axis"]] = slice(a["start"], a["end"], a["step"])
+    index[a["axis"]] = slice(resolve_dim(a["start"], sizes), resolve_dim(a["end"], sizes), a["step"])
     return x[tuple(index)]
 
 
-def max_pool(x: Tensor, a: Attrs, batch: int) -> Tensor:
+def max_pool(x: Tensor, a: Attrs, sizes: Sizes) -> Tensor:
     """Maximum over windows; padding never wins."""
     pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(a["kernel"]) - 1]
     # torch pools small integers through float32, which holds each of them exactly
@@ -41,9 +33,9 @@ def max_pool(x: Tensor, a: Attrs, batch: int) -> Tensor:
     return y.to(x.dtype)
 
 
-def _nearest(x: Tensor, a: Attrs, batch: int) -> Tensor:
+def _nearest(x: Tensor, a: Attrs, sizes: Sizes) -> Tensor:
     """Index arithmetic of torch's nearest mode: floor(i * (in / out)) in float32."""
-    for i, (source, size) in enumerate(zip(a["source"], a["size"], strict=True)):
+    for i, (source, size) in enumerate(zip(x.shape[2:], resolve_shape(a["size"], sizes), strict=True)):
         if source == size:
             continue
         ratio = torch.tensor(source / size, dtype=torch.float32)
@@ -52,15 +44,15 @@ def _nearest(x: Tensor, a: Attrs, batch: int) -> Tensor:
     return x
 
 
-def _index_select(x: Tensor, a: Attrs, batch: int) -> Tensor:
+def _index_select(x: Tensor, a: Attrs, sizes: Sizes) -> Tensor:
     return torch.index_select(x, a["axis"], torch.tensor(a["indices"], device=x.device))
 
 
-#: operation -> function(x, attrs, batch)
-MOVES: dict[str, Callable[[Tensor, Attrs, int], Tensor]] = {
-    "reshape": lambda x, a, b: x.reshape(resolve(a["shape"], b)),
-    "permute": lambda x, a, b: x.permute(a["axes"]),
-    "expand": lambda x, a, b: x.expand(resolve(a["shape"], b)),
+#: operation -> function(x, attrs, sizes)
+MOVES: dict[str, Callable[[Tensor, Attrs, Sizes], Tensor]] = {
+    "reshape": lambda x, a, s: x.reshape(resolve_shape(a["shape"], s)),
+    "permute": lambda x, a, s: x.permute(a["axes"]),
+    "expand": lambda x, a, s: x.expand(resolve_shape(a["shape"], s)),
     "slice": _slice,
     "max_pool": max_pool,
     "index_select": _index_select,
@@ -72,9 +64,9 @@ MOVES: dict[str, Callable[[Tensor, Attrs, int], Tensor]] = {
 class PassiveKernel(Kernel):
     """Codes out are codes in, elsewhere."""
 
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Moved codes."""
-        return MOVES[self.binding.op](xs[0], self.binding.attrs, batch)
+        return MOVES[self.binding.op](xs[0], self.binding.attrs, sizes)
 
 
 @kernel("pad")
@@ -86,7 +78,7 @@ class PadKernel(Kernel):
         value = torch.tensor(float(binding.attrs["value"]))
         self.value = int(quantize(value, binding.inputs[0], binding.arithmetic))
 
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Padded codes."""
         (x,), a = xs, self.binding.attrs
         if a["mode"] == "constant":

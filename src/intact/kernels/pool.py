@@ -23,6 +23,7 @@ from intact.arithmetic import (
     round_to_int,
 )
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
+from intact.types.dims import Sizes
 
 __all__ = ["AveragePoolKernel", "MeanKernel"]
 
@@ -46,7 +47,7 @@ def _average_multiplier(
 class MeanKernel(Kernel):
     """``round(sum(x - z_x) * (s_x / (s_y * n))) + z_y``; as an accumulator the sum itself, scale s_x / n."""
 
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Codes with the averaged axes removed, or kept with size 1."""
         (x,), b = xs, self.binding
         (qx,) = b.inputs
@@ -74,7 +75,7 @@ class AveragePoolKernel(Kernel):
         super().__init__(binding)
         self.low, self.high = activation_codes(binding)
 
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Codes (batch, channels, *windows)."""
         (x,), b = xs, self.binding
         if b.arithmetic.average_pool is PoolRule.DEQUANTIZED:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from intact.arithmetic import dequantize, multiplier, quantize, requantize
+from intact.arithmetic import Rounding, dequantize, multiplier, quantize, requantize, round_to_int
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
+from intact.types.dims import Sizes, resolve_shape
 
 __all__ = ["BilinearKernel"]
 
 
-def _axis(source: int, size: int, corners: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+#: for every output position two neighbours, and what belongs to each
+Axis = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@lru_cache(maxsize=64)
+def _axis(source: int, size: int, corners: bool) -> Axis:
     """Lower and upper neighbour of every output position, and their distances to it, in float32."""
     out = torch.arange(size, dtype=torch.float32)
     if source == size:
@@ -38,10 +45,10 @@ def distance_bits(bits: int) -> int:
     return min(11, (30 - bits) // 2)
 
 
-def _whole(axis: tuple[Tensor, Tensor, Tensor, Tensor], bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _whole(axis: Axis, bits: int) -> Axis:
     """Neighbours and their weights as integers, which add up to ``2**bits``."""
     low, high, to_low, _ = axis
-    at_high = (to_low.to(torch.float64) * 2.0**bits).round().to(torch.int64)
+    at_high = round_to_int(to_low.to(torch.float64) * 2.0**bits, Rounding.HALF_EVEN).to(torch.int64)
     return low, high, 2**bits - at_high, at_high
 
 
@@ -54,27 +61,26 @@ class BilinearKernel(Kernel):
 
     def __init__(self, binding: Binding) -> None:
         super().__init__(binding)
-        a = binding.attrs
-        corners = bool(a["align_corners"])
-        self.rows = _axis(a["source"][0], a["size"][0], corners)
-        self.columns = _axis(a["source"][1], a["size"][1], corners)
         self.low, self.high = activation_codes(binding)
         if binding.arithmetic.integer_only:
             (qx,) = binding.inputs
             bits = distance_bits(qx.qtype.bits)
-            self.whole_rows, self.whole_columns = (_whole(axis, bits) for axis in (self.rows, self.columns))
+            self.bits = bits
             bound = 2.0 ** (qx.qtype.bits + 2 * bits)
             step = torch.tensor(2.0 ** (-2 * bits))
             self.multiplier = multiplier(qx.scale, step, binding.output.scale, binding.arithmetic, bound)
 
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Codes (batch, channels, *size)."""
         (x,), b = xs, self.binding
+        corners = bool(b.attrs["align_corners"])
+        rows, columns = (_axis(source, size, corners)
+                         for source, size in zip(x.shape[2:], resolve_shape(b.attrs["size"], sizes), strict=True))
         if b.arithmetic.integer_only:
-            return to_carrier(self._integer(x), x, b)
+            return to_carrier(self._integer(x, _whole(rows, self.bits), _whole(columns, self.bits)), x, b)
         values = dequantize(x, b.inputs[0])
-        y1, y2, dy1, dy2 = (t.to(x.device) for t in self.rows)
-        x1, x2, dx1, dx2 = (t.to(x.device) for t in self.columns)
+        y1, y2, dy1, dy2 = (t.to(x.device) for t in rows)
+        x1, x2, dx1, dx2 = (t.to(x.device) for t in columns)
 
         def term(rows: Tensor, columns: Tensor, a: Tensor, c: Tensor) -> Tensor:
             return (c[None, :] * a[:, None]) * values.index_select(2, rows).index_select(3, columns)
@@ -84,9 +90,9 @@ class BilinearKernel(Kernel):
         codes = quantize(total, b.output, b.arithmetic).clamp_(self.low, self.high)
         return to_carrier(codes, x, b)
 
-    def _integer(self, x: Tensor) -> Tensor:
+    def _integer(self, x: Tensor, rows: Axis, columns: Axis) -> Tensor:
         y = x.long() - int(self.binding.inputs[0].zero_point)
-        for axis, table in ((2, self.whole_rows), (3, self.whole_columns)):
+        for axis, table in ((2, rows), (3, columns)):
             low, high, at_low, at_high = (t.to(x.device) for t in table)
             shape = [-1, 1] if axis == 2 else [-1]
             y = y.index_select(axis, low) * at_low.reshape(shape) + y.index_select(axis, high) * at_high.reshape(shape)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from intact.arithmetic.softmax import exp_bits, exp_tables, softmax_codes
 from intact.kernels.base import Binding, Kernel, kernel, to_carrier
+from intact.types.dims import Sizes
 
 __all__ = ["SoftmaxKernel"]
 
@@ -27,7 +28,7 @@ class SoftmaxKernel(Kernel):
             self._tables[count] = exp_tables(float(q.scale), q.qtype.bits, exp_bits(count))
         return self._tables[count]
 
-    def __call__(self, xs: Sequence[Tensor], batch: int) -> Tensor:
+    def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Codes of the probabilities."""
         (x,), axis = xs, self.binding.attrs["axis"]
         if not x.numel():

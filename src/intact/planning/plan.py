@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from intact.graph import Graph, Hint
+from intact.graph import Graph, Hint, Node
 from intact.observers import weight_qparams
 from intact.planning.recipe import Recipe
 from intact.targets import Target
@@ -116,6 +116,10 @@ class Plan:
     notes: tuple[tuple[str, str], ...] = ()
     recipe: Recipe = field(default_factory=Recipe)
     hinted: Mapping[str, Hint] = field(default_factory=dict)
+
+    def is_table(self, node: Node) -> bool:
+        """Whether a float node looks up rows of a table that is kept as codes."""
+        return node.op == "embedding" and bool(self.decisions[node.name].kernel)
 
     @property
     def regions(self) -> tuple[tuple[str, ...], ...]:

@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
+
 from intact.arithmetic import Requantize
 from intact.arithmetic.layer_norm import GAMMA_BITS
 from intact.errors import PlanError
 from intact.graph import PASSIVE_OPS, FloatModel, Graph, Hint, Node
 from intact.graph.attention import attention_softmaxes, scores
-from intact.graph.ir import resolve_shape
 from intact.planning.hints import hints_by_node, how_of
 from intact.planning.overflow import check_accumulators, without_saturation
 from intact.planning.plan import Coverage, Decision, Plan, Rejection, WeightSpec
@@ -19,11 +20,14 @@ from intact.planning.recipe import Float, How, Quant, Recipe, match_rules
 from intact.planning.specs import edge_specs
 from intact.targets import Output, Target, TargetLike, get_target
 from intact.types import PerChannel, PerTensor, QType
+from intact.types.dims import resolve_dim, resolve_shape
 
 __all__ = ["macs_of", "plan"]
 
 #: a constant that reaches below this is an additive attention mask
 MASK = -1e4
+#: what a float node does that looks up rows of codes
+_TABLE = "rows of codes"
 _OPERAND = "its operand '{}' is float"
 _STRUCTURE = frozenset({"input", "constant"})
 
@@ -62,8 +66,9 @@ def plan(model: FloatModel, target: TargetLike = "onnxruntime", recipe: Recipe |
     _check_hows(graph, hows, where)
     hinted = {name: hint for name, hint in hints.items() if hows[name] is wishes[name]}
     reasons = _rejected(model, where, hows, wish)
+    tables = _tables(model, hows, where)
     decisions = {
-        n.name: Decision(False, reason=reasons[n.name]) if n.name in reasons
+        n.name: Decision(False, _TABLE if n.name in tables else "", reasons[n.name]) if n.name in reasons
         else Decision(n.op not in _STRUCTURE, _kernel_name(n, where))
         for n in graph
     }
@@ -71,7 +76,8 @@ def plan(model: FloatModel, target: TargetLike = "onnxruntime", recipe: Recipe |
     rejections = tuple(
         Rejection(n.name, n.path, n.op, reasons[n.name]) for n in graph if n.name in reasons and n.op not in _STRUCTURE
     )
-    weights = _weights(model, decisions, hows, where)
+    weights = {**{graph[n].params["weight"]: spec for n, spec in tables.items()},
+               **_weights(model, decisions, hows, where)}
     weights, narrowed = without_saturation(model, decisions, edges, weights, hows, where)
     check_accumulators(model, decisions, edges, weights, where)
     notes = (*model.notes, *_hint_notes(graph, hinted), *narrowed, *_not_exported(graph, decisions, where))
@@ -200,6 +206,8 @@ def _own_reason(node: Node, model: FloatModel, target: Target) -> str | None:
         return next((text for p, text in model.notes if p == node.path), "could not be captured")
     if not node.dtype.startswith("float"):
         return f"computes {node.dtype}, not real numbers"
+    if node.op == "embedding":
+        return "its table is kept as codes; the rows that it looks up are float"
     if node.op not in target.rules:
         return f"target '{target.name}' has no integer kernel for {node.attrs.get('target', node.op)}"
     masked = _adds_mask(node, model)
@@ -278,7 +286,7 @@ def _weights(
             continue
         if node.op == "layer_norm":
             factor = WeightSpec(QType(GAMMA_BITS, signed=True, narrow=True), PerTensor(), "minmax",
-                                bias_correction=False)
+                                bias_correction=False, power_of_two=powers)
             specs.setdefault(node.params["weight"], (factor, node.path or node.name))
             continue
         qtype = QType(how.weight_bits, signed=True, narrow=how.weight_symmetric)
@@ -302,17 +310,27 @@ def _weights(
     return {name: spec for name, (spec, _) in specs.items()}
 
 
+def _tables(model: FloatModel, hows: Mapping[str, How], target: Target) -> dict[str, WeightSpec]:
+    """Nodes that look up float rows: their table is kept as 8-bit codes, with a scale for each row.
+
+    One that an integer layer reads too is kept once, with that layer's codes.
+    """
+    table = WeightSpec(QType(8, signed=True, narrow=True), PerChannel(0), "minmax", bias_correction=False)
+    return {node.name: table for node in model.graph
+            if node.op == "embedding" and isinstance(hows[node.name], Quant) and 8 in target.weight_bits
+            and model.params[node.params["weight"]].dtype == torch.float32}
+
+
 def macs_of(node: Node, model: FloatModel) -> int:
-    """Multiply-accumulates of a node for one sample."""
-    shape = resolve_shape(node.shape, 1)
+    """Multiply-accumulates of a node for one sample, of the size of the example where sizes are free."""
+    shape = resolve_shape(node.shape, model.sample)
     if node.op == "matmul":
-        inner = model.graph[node.inputs[0]].shape[-1]
-        return math.prod(shape) * (inner if isinstance(inner, int) else 1)
+        return math.prod(shape) * resolve_dim(model.graph[node.inputs[0]].shape[-1], model.sample)
     if node.op not in ("conv", "conv_transpose", "linear"):
         return 0
     weight = model.params[node.params["weight"]]
     if node.op == "conv_transpose":
-        source = resolve_shape(model.graph[node.inputs[0]].shape, 1)
+        source = resolve_shape(model.graph[node.inputs[0]].shape, model.sample)
         return math.prod(source) * math.prod(weight.shape[1:])
     return math.prod(shape) * math.prod(weight.shape[1:])
 
@@ -328,6 +346,6 @@ def _coverage(model: FloatModel, decisions: Mapping[str, Decision]) -> Coverage:
         if "weight" in node.params:
             name = node.params["weight"]
             weights[name] = model.params[name].numel() * model.params[name].element_size()
-            if is_integer:
+            if is_integer or decisions[node.name].kernel == _TABLE:
                 kept.add(name)
     return Coverage(macs, integer, sum(weights.values()), sum(weights[n] for n in kept))

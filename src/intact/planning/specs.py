@@ -36,17 +36,20 @@ def edge_specs(
             specs[node.name] = Shared(node.inputs[0])
         elif (prescribed := target.prescribed(node.op, settings[node.name].activation_bits)) is not None:
             specs[node.name] = Fixed(prescribed)
-        elif target.float_operations and _keeps_accumulator(node, rule.output, read, node.name in outputs, recipe):
+        elif target.float_operations and _keeps_accumulator(
+                graph, node, rule.output, read, node.name in outputs, recipe):
             specs[node.name] = Accumulator()
         else:
             specs[node.name] = _free(node, settings[node.name], target)
     return _joined(graph, specs, users, outputs)
 
 
-def _keeps_accumulator(node: Node, output: Output, read: bool, is_output: bool, recipe: Recipe) -> bool:
+def _keeps_accumulator(graph: Graph, node: Node, output: Output, read: bool, is_output: bool, recipe: Recipe) -> bool:
     """The accumulator is kept where no integer operation reads it and no activation is folded into it."""
     if output is not Output.FREE_OR_ACCUMULATOR or read or "activation" in node.attrs:
         return False
+    if node.op == "mean" and any(not isinstance(graph[node.inputs[0]].shape[a], int) for a in node.attrs["axes"]):
+        return False  # its scale is that of the sum divided by a count that is not known
     return not (is_output and recipe.quantized_outputs)
 
 

@@ -25,11 +25,12 @@ _SMALLEST = 2.0**-120  # products of scales stay normal float32 numbers
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """Kernels and parameters of every edge, and what had to be adjusted on the way."""
+    """Kernels, parameters of every edge, tables that float nodes look rows up in, and what had to be adjusted."""
 
     kernels: Mapping[str, Kernel]
     qparams: Mapping[str, QParams]
     weights: Mapping[str, QTensor]
+    tables: Mapping[str, QTensor]
     notes: tuple[tuple[str, str], ...] = field(default=())
 
 
@@ -80,7 +81,8 @@ def bind(
         binding = Binding(node.op, node.attrs, inputs, known[node.name], plan.target.arithmetic, weight, bias,
                           where=node.path or node.name)
         kernels[node.name] = KERNELS[node.op](binding)
-    return Bound(kernels, known, weights, tuple(notes))
+    tables = {n.name: weights[n.params["weight"]] for n in graph if plan.is_table(n)}
+    return Bound(kernels, known, weights, tables, tuple(notes))
 
 
 def _quantized_weights(
@@ -90,7 +92,9 @@ def _quantized_weights(
     """One quantized tensor for each storage, whose scales suit every layer that reads it."""
     readers: dict[str, list[Node]] = {}
     for node in plan.graph:
-        if plan.decisions[node.name].integer and "weight" in node.params:
+        if plan.is_table(node):
+            readers.setdefault(node.params["weight"], [])
+        elif plan.decisions[node.name].integer and "weight" in node.params:
             readers.setdefault(node.params["weight"], []).append(node)
     result = {}
     for name, nodes in readers.items():
@@ -105,7 +109,7 @@ def _quantized_weights(
             notes.append((name, f"scale of {int(raised.sum())} channel(s) raised so that the bias and the "
                                 "multiplier can be expressed"))
             found = replace(found, scale=torch.maximum(found.scale, floor))
-        kernels = not nearest and all(n.op == "conv" for n in nodes)
+        kernels = not nearest and bool(nodes) and all(n.op == "conv" for n in nodes)
         result[name] = quantize_kernel_weight(weight, found) if kernels else quantize_weight(weight, found)
     return result
 
@@ -115,9 +119,9 @@ def _scale_floor(
     arithmetic: Arithmetic, powers: bool,
 ) -> Tensor:
     """The smallest weight scale with which bias codes take half an accumulator, and products of scales are normal."""
-    limit = min(_BIAS_LIMIT, arithmetic.accumulator_limit / 2)
     floor = torch.zeros_like(found.scale)
     for node in nodes:
+        limit = _BIAS_LIMIT if node.op == "layer_norm" else min(_BIAS_LIMIT, arithmetic.accumulator_limit / 2)
         sx = operand_scale(node.op, node.attrs, qparams[node.inputs[0]]).to(torch.float64)
         sy = qparams[node.name].scale.to(torch.float64) if node.name in qparams else torch.tensor(1.0)
         need = torch.full(found.scale.shape, _SMALLEST, dtype=torch.float64) * torch.clamp(sy, min=1.0) / sx
@@ -149,11 +153,12 @@ def _bias_codes(
                                got=float(scale.max()), fix="leave this layer in float")
     granularity = PerChannel(0) if scale.ndim else PerTensor()
     q = QParams(scale, torch.zeros(scale.shape, dtype=torch.int32), INT32, granularity)
-    if node.op == "layer_norm":
-        bounds = weight.codes.to(torch.float64).abs() * normalized_limit(weight.codes.numel())
+    limit = arithmetic.accumulator_limit
+    if node.op == "layer_norm":  # no accumulator of products: its sums have 32 bits everywhere
+        bounds, limit = weight.codes.to(torch.float64).abs() * normalized_limit(weight.codes.numel()), 2.0**31
     else:
         bounds = accumulator_bounds(weight.centred(), int(qx.zero_point), qx.qtype.qmin, qx.qtype.qmax)
-    room = (arithmetic.accumulator_limit - 1 - bounds).clamp(min=0.0, max=2.0**31 - 1)
+    room = (limit - 1 - bounds).clamp(min=0.0, max=2.0**31 - 1)
     codes = quantize_weight(bias, q).codes.to(torch.float64)
     limited = codes.clamp(min=-room, max=room)
     if not torch.equal(limited, codes):

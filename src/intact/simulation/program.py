@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -18,11 +18,13 @@ from intact.graph.ir import fill_template
 from intact.graph.signature import Signature, check_inputs
 from intact.kernels import UNARY_OPS, Kernel
 from intact.kernels.elementwise import look_up, value_table
-from intact.types import QParams
+from intact.kernels.table import rows
+from intact.types import QParams, QTensor
+from intact.types.dims import Sizes
 
 __all__ = ["Program", "State", "value_tables"]
 
-FloatStep = Callable[[Node, list[Tensor], int], Tensor]
+FloatStep = Callable[[Node, list[Tensor], Sizes], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,7 @@ class Program:
         qparams: parameters of every edge that has codes.
         arithmetic: the target's number rules.
         float_step: runs a node in float.
+        rows_of: tables of codes that float nodes look up rows in, by node.
     """
 
     graph: Graph
@@ -44,6 +47,13 @@ class Program:
     qparams: Mapping[str, QParams]
     arithmetic: Arithmetic
     float_step: FloatStep
+    rows_of: Mapping[str, QTensor] = field(default_factory=dict)
+
+    def in_float(self, node: Node, values: list[Tensor], sizes: Sizes) -> Tensor:
+        """A node that stays in float."""
+        if node.name in self.rows_of:
+            return rows(self.rows_of[node.name], values[0])
+        return self.float_step(node, values, sizes)
 
     @cached_property
     def tables(self) -> dict[str, Tensor]:
@@ -73,7 +83,7 @@ class Program:
     def values(self, inputs: Mapping[str, Tensor], *, integer: bool,
                tap: Callable[[str, Tensor], None] | None = None) -> dict[str, Tensor]:
         """Float value of every output edge, for named inputs; ``tap`` sees the codes of every edge."""
-        batch = check_inputs(self.graph, inputs)
+        sizes = check_inputs(self.graph, inputs)
         state = State(self, integer, tap)
         dying = last_uses(self.graph)
         with torch.no_grad(), _plain_arithmetic(inputs):
@@ -82,12 +92,12 @@ class Program:
                     state.floats[node.name] = inputs[node.name]
                 elif node.name in self.kernels:
                     xs = [state.codes_of(i) for i in node.inputs]
-                    state.store(node.name, self.kernels[node.name](xs, batch))
+                    state.store(node.name, self.kernels[node.name](xs, sizes))
                 elif node.name in self.tables:
                     state.floats[node.name] = state.look_up(node.name, node.inputs[0])
                 else:
                     values = [state.float_of(i) for i in node.inputs]
-                    state.floats[node.name] = self.float_step(node, values, batch)
+                    state.floats[node.name] = self.in_float(node, values, sizes)
                 if tap is not None and node.name in self.qparams:
                     state.codes_of(node.name)
                 for name in dying.get(node.name, ()):

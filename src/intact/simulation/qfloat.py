@@ -33,6 +33,7 @@ from intact.simulation.training import Layout, TrainingPass, folded_factor
 from intact.simulation.tree import child, find_tensor, graft, tensor_at
 from intact.simulation.weight_quantizer import WeightQuantizer, weight_quantizer
 from intact.types import Fixed, Free, Joined, QParams, Shared
+from intact.types.dims import Sizes
 
 __all__ = ["QFloatModel"]
 
@@ -270,11 +271,11 @@ class QFloatModel(Switched):
         if self._program is None:
             model = self.float_model
 
-            def step(node: Node, xs: list[Tensor], batch: int) -> Tensor:
-                return run_node(model, node, xs, batch)
+            def step(node: Node, xs: list[Tensor], sizes: Sizes) -> Tensor:
+                return run_node(model, node, xs, sizes)
 
             self._program = Program(model.graph, model.signature, bound.kernels, bound.qparams,
-                                    self.plan.target.arithmetic, step)
+                                    self.plan.target.arithmetic, step, bound.tables)
         return self._program
 
     # -- running ----------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from intact.simulation.quantizer import EdgeQuantizer
 from intact.simulation.ste import fake_quantize
 from intact.simulation.weight_quantizer import WeightQuantizer
 from intact.types import Accumulator, Fixed, Free, Joined, QParams, Shared
+from intact.types.dims import Sizes
 
 __all__ = ["Layout", "TrainingPass"]
 
@@ -57,7 +58,7 @@ class Layout:
         self.fixed = {e: s.qparams for e, s in plan.edges.items() if isinstance(s, Fixed)}
         self.weights = {
             n.name: n.params["weight"] for n in model.graph
-            if self.integer[n.name] and n.params.get("weight") in plan.weights
+            if (self.integer[n.name] or plan.is_table(n)) and n.params.get("weight") in plan.weights
         }
 
 
@@ -70,7 +71,7 @@ class TrainingPass:
         sources: the user's parameters and buffers, by name.
         edge: quantizer of an edge.
         weights: quantizers by parameter name.
-        batch: batch size.
+        sizes: what the symbols of dynamic shapes are.
         observe: ranges follow this batch.
         quantize: values are put on their grids.
         batch_statistics: batch norms use this batch, and update their running statistics.
@@ -83,7 +84,7 @@ class TrainingPass:
     sources: Mapping[str, Tensor]
     edge: Callable[[str], EdgeQuantizer]
     weights: Mapping[str, WeightQuantizer]
-    batch: int
+    sizes: Sizes
     observe: bool
     quantize: bool
     batch_statistics: bool
@@ -109,7 +110,8 @@ class TrainingPass:
             elif layout.integer[name]:
                 self.values[name] = self._integer(node)
             else:
-                self.values[name] = self._float(node, [self.values[i] for i in node.inputs], quantize=False)
+                operands = [self.values[i] for i in node.inputs]
+                self.values[name] = self._float(node, operands, quantize=node.op == "embedding")
             if self.drop and name in layout.dropouts:
                 self.values[name] = _dropped(self.values[name], *layout.dropouts[name])
             if self.tap is not None:
@@ -152,13 +154,13 @@ class TrainingPass:
         if site is not None:
             return self._batch_norm(node, site, xs, quantize)
         if node.op == "opaque":
-            return self.layout.model.opaque[node.attrs["module"]].output(xs, self.batch, node.attrs["index"])
+            return self.layout.model.opaque[node.attrs["module"]].output(xs, self.sizes, node.attrs["index"])
         params = {role: self._param(name) for role, name in node.params.items()}
         if quantize and self.quantize and node.name in self.layout.weights:
             params["weight"] = self._rounded_weight(self.layout.weights[node.name], params["weight"], None)
         if node.op == "aten":
-            return run_aten(xs, params, node.attrs, self.batch)
-        return run_float(node.op, xs, params, self.layout.attrs[node.name], self.batch)
+            return run_aten(xs, params, node.attrs, self.sizes)
+        return run_float(node.op, xs, params, self.layout.attrs[node.name], self.sizes)
 
     def _rounded_weight(self, name: str, weight: Tensor, factor: Tensor | None) -> Tensor:
         if name not in self.rounded_weights:
@@ -178,7 +180,7 @@ class TrainingPass:
             if site.bias is not None:
                 params["bias"] = self._source(site.bias)
             plain = {k: v for k, v in node.attrs.items() if k != "activation"}
-            y = run_float(node.op, xs, params, plain, self.batch)
+            y = run_float(node.op, xs, params, plain, self.sizes)
         if self.batch_statistics and y.numel() == y.shape[1] and dist.world_size() == 1:
             raise TrainingError("a batch norm needs more than one value of each channel", where=site.path,
                                 got=tuple(y.shape), fix="leave such batches out (drop_last=True), or freeze the batch "

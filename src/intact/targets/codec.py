@@ -116,7 +116,8 @@ def describe(target: Target) -> dict[str, Any]:
         raise PlanError("a target with an exporter of its own cannot be described", where=target.name)
     numbers = {name: getattr(target.arithmetic, name) for name in _FIELDS}
     fixed = {op: {str(bits): {"scale": float(p.scale), "zero_point": int(p.zero_point)}
-                  for bits, p in sorted(rule.fixed.items())} for op, rule in target.rules.items() if rule.fixed}
+                  for bits, p in sorted(rule.fixed.items())}
+             for op, rule in target.rules.items() if not _same_fixed(rule.fixed, INTEGER_RULES[op].fixed)}
     return {
         "name": target.name,
         "version": target.version,
@@ -128,6 +129,10 @@ def describe(target: Target) -> dict[str, Any]:
                     "asymmetric": target.asymmetric_weights},
         "operations": {"run": list(target.rules), **({"outputs": fixed} if fixed else {})},
     }
+
+
+def _same_fixed(a: Mapping[int, QParams], b: Mapping[int, QParams]) -> bool:
+    return a.keys() == b.keys() and all(a[bits].same_as(b[bits]) for bits in a)
 
 
 # -- to a target --------------------------------------------------------------------------------
@@ -221,8 +226,8 @@ def _rules(value: object, target: Target, file: str) -> dict[str, OpRule]:
         raise PlanError("an operation is named twice", where=f"{file}: operations.run", got=twice[0])
     free = [op for op in run if INTEGER_RULES[op].output is not Output.SHARED]
     outputs = _table(found.get("outputs", {}), file, "operations.outputs", (), free)
-    return {op: replace(INTEGER_RULES[op], fixed=_fixed(outputs[op], op, target, file) if op in outputs else {})
-            for op in run}
+    rules = {op: INTEGER_RULES[op] for op in run}
+    return rules | {op: replace(rules[op], fixed=_fixed(value, op, target, file)) for op, value in outputs.items()}
 
 
 def _fixed(value: object, op: str, target: Target, file: str) -> dict[int, QParams]:

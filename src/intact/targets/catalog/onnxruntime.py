@@ -37,8 +37,8 @@ def _mean(node: Node, graph: Graph) -> str | None:
     axes = node.attrs["axes"]
     if 0 in axes:
         return "a mean over the batch axis has no integer kernel"
-    if any(not isinstance(source.shape[a], int) for a in axes):
-        return "a mean over a dynamic axis has no integer kernel"
+    if any(not isinstance(source.shape[a], int) for a in axes) and axes != list(range(2, len(source.shape))):
+        return "a mean over a free axis has an integer kernel only where it is over all spatial axes"
     return None
 
 
@@ -61,7 +61,8 @@ def _interpolate(node: Node, graph: Graph) -> str | None:
     if node.attrs["mode"] != "bilinear":
         return f"no exact form of {node.attrs['mode']} interpolation"
     for source, size in zip(node.attrs["source"], node.attrs["size"], strict=True):
-        if math.floor(source * float(np.float32(size / source))) != size:
+        free = isinstance(source, str) or isinstance(size, str)  # then the runtime is given the size itself
+        if not free and math.floor(source * float(np.float32(size / source))) != size:
             return "the runtime would round the size of this scale factor differently"
     return None
 

@@ -1,0 +1,64 @@
+"""A look at the first batches of data that is still to be read."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from operator import length_hint
+from typing import Any
+
+from torch import nn
+
+from intact.errors import CalibrationError, IntactError
+from intact.graph.dynamic import differing_axes
+from intact.graph.signature import Parameters
+
+__all__ = ["first_inputs"]
+
+#: batches that are looked at for axes of different sizes
+_LOOKED_AT = 8
+
+
+def first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, Any, Iterable[Any]]:
+    """Inputs of the first batch, the axes whose sizes differ in the next few, and data that still holds all.
+
+    Raises:
+        CalibrationError: if there is no data, or no inputs in the first batch.
+
+    >>> import torch
+    >>> data = [torch.zeros(2, 5), torch.zeros(2, 7)]
+    >>> example, axes, data = first_inputs(torch.nn.ReLU(), data)
+    >>> axes, [len(x) for x in data]
+    (({1: True},), [2, 2])
+    """
+    iterator = iter(data)
+    head = list(itertools.islice(iterator, _LOOKED_AT))
+    if not head:
+        raise CalibrationError("there is no data", got="0 batches",
+                               fix="pass a non-empty iterable; a generator can be consumed only once")
+    parameters = Parameters.of(model)
+    args, kwargs = parameters.split(head[0])
+    rest = itertools.chain(head, iterator) if iterator is data else _Peeked(data, head, iterator)
+    with suppress(IntactError):  # a batch that does not fit is named when it is its turn
+        return args or kwargs, differing_axes((args or kwargs), [a or k for a, k in map(parameters.split, head)]), rest
+    return args or kwargs, None, rest
+
+
+class _Peeked:
+    """Data of which the first batches were looked at: they are not loaded again."""
+
+    def __init__(self, data: Iterable[Any], head: list[Any], rest: Iterator[Any]) -> None:
+        self.data, self.pending = data, itertools.chain(head, rest)
+
+    def __iter__(self) -> Iterator[Any]:
+        pending, self.pending = self.pending, itertools.chain()
+        started = False
+        for item in pending:
+            started = True
+            yield item
+        if not started:
+            yield from self.data
+
+    def __length_hint__(self) -> int:
+        return length_hint(self.data)
