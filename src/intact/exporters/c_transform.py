@@ -49,7 +49,8 @@ def _bilinear(b: CBuilder, node: Node, kernel: Kernel) -> None:
     order = channels_last(4)
     x, y, (qx,) = b.operand(node.inputs[0], order), b.result(order), kernel.binding.inputs
     fields: dict[str, object] = {}
-    for name, table in (("row", kernel.whole_rows), ("col", kernel.whole_columns)):  # type: ignore[attr-defined]
+    tables = kernel.whole_tables(x.shape[2:], y.shape[2:])  # type: ignore[attr-defined]
+    for name, table in zip(("row", "col"), tables, strict=True):
         first, second, at_first, at_second = table
         fields |= {name: b.array(name, first, "s32"), f"next_{name}": b.array(f"next_{name}", second, "s32"),
                    f"{name}_part": b.array(f"{name}_part", at_second, "s32")}
