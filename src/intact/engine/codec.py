@@ -74,8 +74,8 @@ def decode(document: Mapping[str, Any], tensors: Tensors) -> QModel:
     """
     names = ("format", "format_version", "target", "graph", "signature", "qparams", "edges", "weights", "bindings",
              "tables", "info")
-    with_tables = {"tables": {}, **document} if isinstance(document, Mapping) else document  # older files have none
-    fields, left = record(with_tables, "document", *names), dict(tensors)
+
+    fields, left = record({"tables": {}, **document}, "document", *names), dict(tensors)
     target = _decode_target(fields["target"])
     graph = _decode_graph(fields["graph"])
     table = _decode_table(fields["qparams"], left)
