@@ -74,7 +74,6 @@ def decode(document: Mapping[str, Any], tensors: Tensors) -> QModel:
     """
     names = ("format", "format_version", "target", "graph", "signature", "qparams", "edges", "weights", "bindings",
              "tables", "info")
-
     fields, left = record({"tables": {}, **document}, "document", *names), dict(tensors)
     target = _decode_target(fields["target"])
     graph = _decode_graph(fields["graph"])
