@@ -22,7 +22,7 @@ from intact.engine import QModel, convert
 from intact.engine import load as _load_integer
 from intact.engine import save as _save_integer
 from intact.errors import CalibrationError, CaptureError, ExportError, IntactError, PlanError
-from intact.exporters import Certificate, export_litert, export_onnx, float_onnx, latencies
+from intact.exporters import Certificate, export_c, export_leaves, export_litert, export_onnx, float_onnx, latencies
 from intact.graph import FloatModel
 from intact.graph.attention import attention_softmaxes
 from intact.graph.capture import capture as _capture_module
@@ -238,19 +238,24 @@ def _smoothed(
     return (smooth(fm, head, plan=chosen) if head else fm), rest
 
 
-#: format (and suffix) to what writes it
-EXPORTERS: dict[str, Callable[..., Certificate]] = {"onnx": export_onnx, "tflite": export_litert}
+#: format (and suffix) to what writes an integer model
+EXPORTERS: dict[str, Callable[..., Certificate]] = {"c": export_c, "onnx": export_onnx, "tflite": export_litert}
+#: likewise, an eager model with quantized layers
+LEAF_EXPORTERS: dict[str, Callable[..., Certificate]] = {"onnx": export_leaves}
 
 
-def export(q: QModel, path: str | Path, *, format: str | None = None, **options: Any) -> Certificate:
-    """Write the integer model for a runtime, after the runtime gave its codes.
+def export(q: QModel | nn.Module, path: str | Path, *, format: str | None = None, **options: Any) -> Certificate:
+    """Write a quantized model for a runtime, after the runtime gave its codes.
 
     Args:
-        q: an integer model.
-        path: the file to write; ``.onnx`` is ONNX with QuantizeLinear and DequantizeLinear.
-        format: instead of the suffix: ``"onnx"``.
+        q: an integer model; or what :func:`quantize_dynamic` or :func:`quantize_weights` gave.
+        path: the file to write; ``.onnx`` is ONNX with QuantizeLinear and DequantizeLinear, ``.c`` is C99 of integers
+            (of a model for a target such as ``fixed_point``), with a header and a test beside it.
+        format: instead of the suffix: ``"onnx"`` or ``"c"``.
         **options: of the format; for ONNX those of :func:`intact.exporters.export_onnx`: ``data``, ``inputs`` and
-            ``outputs`` (``"float"`` or ``"codes"``), ``external_data``.
+            ``outputs`` (``"float"`` or ``"codes"``), ``external_data``; for C those of
+            :func:`intact.exporters.export_c`: ``data``, ``compiler``; for a model with quantized layers those of
+            :func:`intact.exporters.export_leaves`: ``example_inputs`` (needed), ``data``, ``external_data``.
 
     Returns:
         The parity certificate, which is also stored beside the file.
@@ -267,7 +272,12 @@ def export(q: QModel, path: str | Path, *, format: str | None = None, **options:
     kind = format or Path(path).suffix.lstrip(".")
     if kind not in EXPORTERS:
         raise ExportError("unknown export format", where=str(path), got=kind or "no suffix",
-                          allowed=", ".join(EXPORTERS), fix="name the file *.onnx, or pass format='onnx'")
+                          allowed=", ".join(EXPORTERS), fix="name the file *.onnx or *.c, or pass format=")
+    if isinstance(q, nn.Module) and not isinstance(q, QFloatModel):
+        if kind not in LEAF_EXPORTERS:
+            raise ExportError("models with quantized layers cannot be exported to this format", where=str(path),
+                              got=kind, allowed=", ".join(LEAF_EXPORTERS), fix="quantize the whole model instead")
+        return LEAF_EXPORTERS[kind](q, path, **options)
     return EXPORTERS[kind](q, path, **options)
 
 

@@ -6,6 +6,11 @@
 * ``torch.ops.onednn.qlinear_prepack`` and ``qlinear_pointwise``: the same product of uint8 and int8, with the weight
   laid out once, and scaled as it is written. Used only where :func:`packed_matmul_is_exact` has found its float32
   results equal to those of the loop.
+* ``torch.ops.quantized.embedding_bag_byte_prepack``: fbgemm's row-wise codes in one pass over memory; torch has no
+  other kernel that finds the range of every row and rounds to it. Its operands are plain tensors. Used only where
+  :func:`intact.arithmetic.quantize_rows` has found its results equal to those of torch's elementwise operations.
+* ``torch.jit.script``, public but deprecated: a QLinear is a dozen operations, and called one by one from Python they
+  take as long as a small product. Where it cannot compile them the same functions run as they are.
 * ``torch.nn.modules.transformer._detect_is_causal_mask``: it looks at the numbers of a mask, only to find a faster
   kernel, and so keeps ``nn.TransformerEncoder`` and ``nn.TransformerDecoder`` with a mask from being captured.
 * ``Tensor._version``: the only way to learn that a tensor was written to in place, so that a model whose weights
@@ -14,7 +19,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -22,14 +29,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = [
-    "causal_only_where_said", "fingerprint", "int8_matmul", "pack_matrix", "packed_matmul", "packed_matmul_is_exact",
-]
+__all__ = ["ROW_MARGIN", "causal_only_where_said", "compiled", "fingerprint", "fused_rows", "gru_steps", "int8_matmul",
+           "lstm_steps", "pack_matrix", "packed_matmul", "packed_matmul_is_exact", "rows_times_weight"]
+
+ROW_MARGIN = 8  #: columns behind the codes of :func:`fused_rows`: two float32 numbers
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
     """Changes whenever one of the tensors is replaced or written to in place (not through ``.data``)."""
-    return tuple((t.data_ptr(), t._version) for t in tensors)
+    return tuple([(t.data_ptr(), t._version) for t in tensors])
 
 
 @contextmanager
@@ -45,37 +53,62 @@ def causal_only_where_said() -> Iterator[None]:
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Exact int32 product of int8 matrices of shapes (m, k) and (k, n)."""
+    """Exact int32 product of int8 or uint8 (m, k) and int8 (k, n)."""
     if a.shape[1] == 1:  # an outer product: torch._int_mm (2.13) gives wrong numbers for k == 1 and n > 1
         return a.to(torch.int32) * b.to(torch.int32)
-    if a.device.type == "cpu" and _fast_is_exact():
+    if a.device.type == "cpu" and _fast_is_exact(a.dtype):
         return torch._int_mm(a, b)
+    if a.device.type == "cpu" and a.dtype == torch.uint8 and _fast_is_exact(torch.int8):
+        centred = (a ^ 128).view(torch.int8)  # flipping the top bit subtracts 128
+        return torch._int_mm(centred, b).add_(b.sum(0, dtype=torch.int32), alpha=128)
     if a.device.type == "cpu":
         return a.to(torch.int32) @ b.to(torch.int32)
-    # accelerators have no int32 matrix product; float64 is exact: |sum| <= 2**14 * k < 2**53
+    # accelerators have no int32 matrix product; float64 is exact: |sum| <= 2**15 * k < 2**53
     return (a.to(torch.float64) @ b.to(torch.float64)).to(torch.int32)
 
 
-@lru_cache(maxsize=1)
-def _fast_is_exact() -> bool:
-    """Whether ``torch._int_mm`` exists here and equals the scalar loop on hard cases."""
+@lru_cache(maxsize=2)
+def _fast_is_exact(dtype: torch.dtype) -> bool:
+    """Whether ``torch._int_mm`` exists here for such codes and equals the scalar loop on hard cases."""
     if not hasattr(torch, "_int_mm"):
         return False
     generator = torch.Generator().manual_seed(0)
+    low, high = (0, 255) if dtype == torch.uint8 else (-128, 127)
     for m, k, n in ((1, 2, 1), (3, 2, 5), (3, 5, 7), (17, 33, 9), (64, 576, 64), (130, 257, 31)):
         for extreme in (True, False):
-            a = torch.randint(-128, 128, (m, k), generator=generator, dtype=torch.int8)
+            a = torch.randint(low, high + 1, (m, k), generator=generator).to(dtype)
             b = torch.randint(-128, 128, (k, n), generator=generator, dtype=torch.int8)
             if extreme:
-                a = torch.where(a < 0, -128, 127).to(torch.int8)
+                a = torch.where(a < (low + high + 1) // 2, low, high).to(dtype)
                 b = torch.where(b < 0, -128, 127).to(torch.int8)
             try:
                 fast = torch._int_mm(a, b)
-            except RuntimeError:  # not compiled for this CPU, or a size that it refuses
+            except RuntimeError:  # not compiled for this CPU, or a size or type that it refuses
                 return False
             if not torch.equal(fast, a.to(torch.int32) @ b.to(torch.int32)):
                 return False
     return True
+
+
+def fused_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of rows, ``rint((x - low) * (255 / (high - low + 1e-8)))``, for finite float32 x (m, k).
+
+    Returns:
+        Codes, uint8 (m, k + 8), the last 8 columns of no meaning; ``(high - low) / 255`` and ``low``, (m, 1).
+    """
+    codes: Tensor = _row_codes()(x)
+    k = x.shape[1]
+    if k % 4:  # the numbers are not where a float32 may be
+        pair = codes[:, k:].clone(memory_format=torch.contiguous_format).view(torch.float32)
+        return codes, pair[:, :1], pair[:, 1:]
+    numbers = codes.view(torch.float32)
+    return codes, numbers.narrow(1, k // 4, 1), numbers.narrow(1, k // 4 + 1, 1)
+
+
+@lru_cache(maxsize=1)
+def _row_codes() -> Callable[[Tensor], Tensor]:
+    found: Callable[[Tensor], Tensor] = torch.ops.quantized.embedding_bag_byte_prepack.default
+    return found
 
 
 def pack_matrix(w: Tensor) -> Tensor:
@@ -85,11 +118,10 @@ def pack_matrix(w: Tensor) -> Tensor:
     return packed
 
 
-def packed_matmul(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
-    """``float32(x @ w.T) * scale`` for uint8 codes x (m, k), a packed int8 w (n, k) and float32 scale (n,)."""
-    zero = _no_zero_points(len(scale))
+def packed_matmul(x: Tensor, packed: Tensor, scale: Tensor, zero: int = 0) -> Tensor:
+    """``float32((x - zero) @ w.T) * scale`` for uint8 codes x (m, k), a packed int8 w (n, k), float32 scale (n,)."""
     result: Tensor = torch.ops.onednn.qlinear_pointwise(
-        x, 1.0, 0, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
+        x, 1.0, zero, packed, scale, _no_zero_points(len(scale)), None, 1.0, 0, torch.float32, "none", [], "")
     return result
 
 
@@ -112,10 +144,132 @@ def packed_matmul_is_exact() -> bool:
             if extreme:
                 x, w = torch.where(x < 64, 0, 255).to(torch.uint8), torch.where(w < 0, -127, 127).to(torch.int8)
             scale = torch.rand(n, generator=generator) + 0.01
+            zero = int(torch.randint(0, 256, (), generator=generator)) if m % 2 else 0
             try:
-                fast = packed_matmul(x, pack_matrix(w), scale)
+                fast = packed_matmul(x, pack_matrix(w), scale, zero)
             except (RuntimeError, AttributeError):  # not compiled for this CPU, or gone from this version of torch
                 return False
-            if not torch.equal(fast, (x.to(torch.int32) @ w.to(torch.int32).t()).to(torch.float32) * scale):
+            exact = (x.to(torch.int32) - zero) @ w.to(torch.int32).t()
+            if not torch.equal(fast, exact.to(torch.float32) * scale):
                 return False
     return True
+
+
+@lru_cache(maxsize=16)
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of tensors without Python between its operations; the function itself where that cannot be."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        try:
+            found: Callable[..., Any] = torch.jit.script(function)
+        except (RuntimeError, AttributeError, OSError):  # no such kernel; no torch.jit; no source
+            return function
+    return found
+
+
+def rows_times_weight(
+    x: Tensor, codes: Tensor, packed: Tensor | None, scale: Tensor, zeros: Tensor, offsets: Tensor,
+    bias: Tensor | None, scratch: Tensor,
+) -> Tensor | None:
+    """``(codes_x @ codes.T * scale) * step + (low * offsets + bias)``, the steps of ``product`` in one function.
+
+    Args:
+        x: float32 (m, k).
+        codes: int8 (n, k).
+        packed: the same with :data:`ROW_MARGIN` columns of zeros behind, from :func:`pack_matrix`; None for few rows.
+        scale: float32 (n,).
+        zeros: int32 (n,).
+        offsets: float32 (n,).
+        bias: float32 (n,).
+        scratch: float32 (at least n,), overwritten.
+
+    Returns:
+        float32 (m, n); None if not every number of x is finite.
+    """
+    if not math.isfinite(float(x.sum())):
+        return None
+    m, k, n = x.shape[0], x.shape[1], scale.shape[0]
+    rows = torch.ops.quantized.embedding_bag_byte_prepack(x)
+    tail, at = rows, k // 4
+    if k % 4 != 0:  # the numbers behind the codes are not where a float32 may be
+        tail, at = rows.narrow(1, k, 8).clone(), 0
+    numbers = torch.empty(0).set_(tail, 0, [m, at + 2], [at + 2, 1])
+    step, low = numbers.narrow(1, at, 1).add(1e-8 / 255.0), numbers.narrow(1, at + 1, 1)
+    if packed is None:
+        y = torch._int_mm(rows.narrow(1, 0, k).contiguous(), codes.t()).to(torch.float32).mul_(scale)
+    else:
+        y = torch.ops.onednn.qlinear_pointwise(
+            rows, 1.0, 0, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+    count, begin = max(1, scratch.shape[0] // n), 0
+    while begin < m:  # what several passes touch stays in a core's cache
+        size = min(count, m - begin)
+        base = torch.mul(low.narrow(0, begin, size), offsets, out=scratch.narrow(0, 0, size * n).view(size, n))
+        if bias is not None:
+            base.add_(bias)
+        y.narrow(0, begin, size).mul_(step.narrow(0, begin, size)).add_(base)
+        begin += size
+    return y
+
+
+def lstm_steps(
+    x: Tensor, h: Tensor, c: Tensor, wide: Tensor, scale: Tensor, offsets: Tensor, bias: Tensor, out: Tensor,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """All steps of an LSTM whose hidden state is quantized at every step, as ``step_of`` and ``product`` do them.
+
+    Args:
+        x: what the input gives to the gates, float32 (steps, rows, 4 * hidden).
+        h: the state before, finite, (rows, hidden); hidden is a multiple of 4.
+        c: likewise.
+        wide: int8 (4 * hidden, hidden + :data:`ROW_MARGIN`), the last columns zeros.
+        scale: float32 (4 * hidden,).
+        offsets: likewise.
+        bias: likewise.
+        out: the hidden state after every step, (steps, rows, hidden), is written here.
+        reverse: from the last step to the first.
+    """
+    steps, rows, size = out.shape[0], out.shape[1], out.shape[2]
+    acc = torch.empty(rows, 4 * size, dtype=torch.int32)
+    real, gates = torch.empty(rows, 4 * size), torch.empty(rows, 4 * size)
+    both, g, o = gates.split([2 * size, size, size], 1)
+    opened, new, shown, t = torch.empty(rows, 2 * size), torch.empty(rows, size), torch.empty(rows, size), c.clone()
+    i, f = opened.split(size, 1)
+    c = c.clone()
+    step, low, wider, at, w = torch.empty(0), torch.empty(0), torch.empty(rows, 1), size // 4, wide.t()
+    xs, outs = x.unbind(0), out.unbind(0)
+    for n in range(steps):
+        s = steps - 1 - n if reverse else n
+        codes = torch.ops.quantized.embedding_bag_byte_prepack(h)
+        torch.add(step.set_(codes, at, [rows, 1], [at + 2, 1]), 1e-8 / 255.0, out=wider)
+        low.set_(codes, at + 1, [rows, 1], [at + 2, 1])
+        torch._int_mm(codes, w, out=acc)
+        torch.mul(low, offsets, out=gates).add_(bias).add_(real.copy_(acc).mul_(scale).mul_(wider)).add_(xs[s])
+        torch.sigmoid(both, out=opened)
+        c.mul_(f).addcmul_(i, torch.tanh(g, out=new))
+        h = torch.mul(torch.sigmoid(o, out=shown), torch.tanh(c, out=t), out=outs[s])
+    return h, c
+
+
+def gru_steps(
+    x: Tensor, h: Tensor, wide: Tensor, scale: Tensor, offsets: Tensor, bias: Tensor, out: Tensor, reverse: bool
+) -> Tensor:
+    """All steps of a GRU; the operands are those of :func:`lstm_steps`, with three gates."""
+    steps, rows, size = out.shape[0], out.shape[1], out.shape[2]
+    acc = torch.empty(rows, 3 * size, dtype=torch.int32)
+    real, gates, new = torch.empty(rows, 3 * size), torch.empty(rows, 3 * size), torch.empty(rows, size)
+    both, inner = gates.split([2 * size, size], 1)
+    opened = torch.empty(rows, 2 * size)
+    r, z = opened.split(size, 1)
+    step, low, wider, at, w = torch.empty(0), torch.empty(0), torch.empty(rows, 1), size // 4, wide.t()
+    xs, ns, outs = x.narrow(2, 0, 2 * size).unbind(0), x.narrow(2, 2 * size, size).unbind(0), out.unbind(0)
+    for n in range(steps):
+        s = steps - 1 - n if reverse else n
+        codes = torch.ops.quantized.embedding_bag_byte_prepack(h)
+        torch.add(step.set_(codes, at, [rows, 1], [at + 2, 1]), 1e-8 / 255.0, out=wider)
+        low.set_(codes, at + 1, [rows, 1], [at + 2, 1])
+        torch._int_mm(codes, w, out=acc)
+        torch.mul(low, offsets, out=gates).add_(bias).add_(real.copy_(acc).mul_(scale).mul_(wider))
+        torch.add(both, xs[s], out=opened).sigmoid_()
+        torch.addcmul(ns[s], r, inner, out=new)
+        h = torch.lerp(new.tanh_(), h, z, out=outs[s])
+    return h

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -182,6 +183,15 @@ def test_compare_takes_labels_by_key(integer: Path) -> None:
         result = run("compare", "cli_models:net", "net.intact", data, "--labels", key, "--no-latency")
         assert f"{samples} samples" in result.out and "top-1 accuracy" in result.out, result.err
         assert "latency" not in result.out
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
+def test_export_of_c(folder: Path) -> None:
+    assert run("quantize", "cli_models:net", "x.npy", "-o", "net.intact", "--target", "fixed_point").code == 0
+    result = run("export", "net.intact", "net.c")
+    assert result.code == 0 and "integer operations: 0 of" in result.out and "arena" in result.out
+    assert Path("net.h").is_file() and Path("net_test.c").is_file()
+    assert "always codes" in refused("export", "net.intact", "net.c", "--inputs", "codes")
 
 
 def test_export(integer: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -369,7 +370,7 @@ def test_difference_to_the_runtime_writes_nothing(tmp_path: Path, monkeypatch: p
     q = intact.quantize(net(), [X])
     name = next(iter(q.bindings))
     kernel = q.program.kernels[name]
-    object.__setattr__(kernel, "scale", kernel.scale * 1.5)  # what a wrong kernel would do
+    kernel.multiplier = replace(kernel.multiplier, real=kernel.multiplier.real * 1.5)  # what a wrong kernel would do
     with pytest.raises(ExportError, match="other codes") as caught:
         intact.export(q, tmp_path / "net.onnx")
     says(caught.value, name)

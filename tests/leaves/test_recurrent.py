@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import intact
+from intact.leaves import recurrent
 from intact.leaves.how import Float16, LeafHow
 from intact.leaves.swap import swapped
 from intact.leaves.weight import QWeight
@@ -106,3 +107,31 @@ def test_codes_are_close_and_dropout_is_for_training_only(kind: type[nn.Module])
 def test_bad_sequences(x: torch.Tensor, hx: Any, words: str) -> None:
     with pytest.raises(intact.IntactError, match=words):
         intact.quantize_dynamic(nn.LSTM(4, 5))(x, hx)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("features", "size", "bias"), [(5, 8, True), (16, 36, False), (3, 64, True)])
+def test_all_steps_at_once_give_the_numbers_of_single_steps(
+    monkeypatch: pytest.MonkeyPatch, kind: type[nn.Module], bidirectional: bool, features: int, size: int, bias: bool
+) -> None:
+    q = intact.quantize_dynamic(kind(features, size, 2, bias=bias, bidirectional=bidirectional))
+    x = torch.randn(7, 5, features)
+    packed = pack_padded_sequence(x, [2, 7, 1, 7, 3], enforce_sorted=False)
+    h0 = torch.randn(4 if bidirectional else 2, 5, size)
+    hx = (h0, torch.randn_like(h0)) if kind is nn.LSTM else h0
+    given = [t.clone() for t in flat(hx)]
+    at_once = [flat(q(x)), flat(q(x[:, :1])), flat(q(x, hx)), flat(q(packed, hx)[0].data), flat(q(packed, hx)[1])]
+    assert all(map(torch.equal, flat(hx), given))
+    assert recurrent.loops_are_exact()
+    monkeypatch.setattr(recurrent, "loops_are_exact", lambda: False)
+    single = [flat(q(x)), flat(q(x[:, :1])), flat(q(x, hx)), flat(q(packed, hx)[0].data), flat(q(packed, hx)[1])]
+    assert all(torch.equal(a, b) for x, y in zip(at_once, single, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_what_is_not_finite_stays_so_from_its_step_on() -> None:
+    q, x = intact.quantize_dynamic(nn.LSTM(4, 8)), torch.randn(6, 2, 4)
+    x[3, 1, 2] = torch.nan
+    y = q(x)[0]
+    assert bool(torch.isfinite(y[:, 0]).all()) and bool(torch.isfinite(y[:3]).all())
+    assert not bool(torch.isfinite(y[3:, 1]).any())

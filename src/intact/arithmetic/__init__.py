@@ -11,7 +11,7 @@ from intact.arithmetic.arithmetic import (
     ResizeRule,
     SoftmaxRule,
 )
-from intact.arithmetic.dynamic import quantize_rows, quantize_tensor, tensor_range
+from intact.arithmetic.dynamic import ROW_EPSILON, quantize_rows, quantize_tensor, tensor_range
 from intact.arithmetic.elementwise import add_codes, fma_float32, mul_codes, sub_codes
 from intact.arithmetic.fixed_point import fixed_point, rounded_shift, shared_fixed_point
 from intact.arithmetic.quantize import dequantize, quantize, quantize_weight
@@ -21,6 +21,7 @@ from intact.arithmetic.weight_rounding import quantize_kernel_weight
 
 __all__ = [
     "REFERENCE",
+    "ROW_EPSILON",
     "Arithmetic",
     "BinaryRule",
     "MeanRule",

@@ -172,13 +172,18 @@ def _compare(
 @app.command("export")
 @_reported
 def _export(
-    file: FileIn, output: Annotated[Path, typer.Argument(metavar="NET.onnx|NET.tflite", help="The file to write.")],
-    inputs: Annotated[IO, typer.Option(help="Of the exported model.")] = "float",
-    outputs: Annotated[IO, typer.Option(help="Of the exported model.")] = "float",
+    file: FileIn,
+    output: Annotated[Path, typer.Argument(metavar="NET.onnx|NET.tflite|NET.c", help="The file to write.")],
+    inputs: Annotated[IO | None, typer.Option(help="Of the ONNX or LiteRT model (float).")] = None,
+    outputs: Annotated[IO | None, typer.Option(help="Of the ONNX or LiteRT model (float).")] = None,
 ) -> None:
-    """Write an integer model as ONNX or for LiteRT, once the runtime gave its codes."""
-    _check_output(output, ".tflite" if output.suffix == ".tflite" else ".onnx")
-    certificate = export(load(file), output, inputs=inputs, outputs=outputs)
+    """Write an integer model as ONNX or for LiteRT, once the runtime gave its codes; or as C, once a program did."""
+    _check_output(output, output.suffix if output.suffix in (".c", ".tflite") else ".onnx")
+    options = {k: v for k, v in (("inputs", inputs), ("outputs", outputs)) if v is not None}
+    if options and output.suffix == ".c":
+        raise ExportError("inputs and outputs in C are always codes", where=f"--{next(iter(options))}",
+                          fix="leave the option out")
+    certificate = export(load(file), output, **options)
     typer.echo(f"{certificate}\n{_wrote(output)}")
 
 
@@ -237,7 +242,7 @@ def _check_output(file: Path | None, suffix: str) -> None:
     """Refuse, before any work, a file that could not be written in the end."""
     if file is None:
         return
-    kind = ExportError if suffix in (".onnx", ".tflite") else ArtifactError
+    kind = ExportError if suffix in (".onnx", ".tflite", ".c") else ArtifactError
     if file.suffix != suffix:
         raise kind("the output file has another suffix", where=str(file), got=file.suffix or "none", allowed=suffix,
                    fix=f"name it {file.with_suffix(suffix) if file.name else '*' + suffix}")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from intact.engine.qmodel import QModel
+from intact.engine.readers import array, brief, number, record, text
 from intact.errors import ArtifactError, IntactError, PlanError
 from intact.graph import Graph, Node
 from intact.graph.signature import Signature
@@ -22,7 +23,7 @@ from intact.kernels import Binding
 from intact.targets import BUILT_IN, TARGETS, Target, describe, parse_target
 from intact.types import PerChannel, PerTensor, QParams, QTensor, QType
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "brief", "decode", "encode", "number", "record", "text"]
+__all__ = ["FORMAT", "FORMAT_VERSION", "decode", "encode"]
 
 FORMAT = "intact"
 FORMAT_VERSION = 1
@@ -73,7 +74,7 @@ def decode(document: Mapping[str, Any], tensors: Tensors) -> QModel:
     """
     names = ("format", "format_version", "target", "graph", "signature", "qparams", "edges", "weights", "bindings",
              "tables", "info")
-    fields, left = record(document, "document", *names), dict(tensors)
+    fields, left = record({"tables": {}, **document}, "document", *names), dict(tensors)
     target = _decode_target(fields["target"])
     graph = _decode_graph(fields["graph"])
     table = _decode_table(fields["qparams"], left)
@@ -134,7 +135,7 @@ def _decode_table(rows: Any, left: Tensors) -> list[QParams]:
                             got=f"{scales.dtype} {list(scales.shape)}, {zeros.dtype} {list(zeros.shape)}",
                             allowed="float32 [n], int32 [n]")
     table, start = [], 0
-    for i, row in enumerate(_list(rows, "qparams")):
+    for i, row in enumerate(array(rows, "qparams")):
         where = f"qparams[{i}]"
         f = record(row, where, "bits", "signed", "narrow", "axis", "count")
         count = number(f["count"], where, low=1, high=len(scales) - start)
@@ -273,12 +274,12 @@ def _encode_node(n: Node) -> dict[str, Any]:
 def _decode_graph(value: Any) -> Graph:
     f = record(value, "graph", "nodes", "output")
     nodes = []
-    for i, entry in enumerate(_list(f["nodes"], "graph.nodes")):
+    for i, entry in enumerate(array(f["nodes"], "graph.nodes")):
         where = f"graph.nodes[{i}]"
         n = record(entry, where, "name", "op", "inputs", "params", "path", "attrs", "shape", "dtype")
         params = {k: text(v, where) for k, v in record(n["params"], where).items()}
-        shape = tuple(d if isinstance(d, str) else number(d, where, low=0) for d in _list(n["shape"], where))
-        inputs = tuple(text(i, where) for i in _list(n["inputs"], where))
+        shape = tuple(d if isinstance(d, str) else number(d, where, low=0) for d in array(n["shape"], where))
+        inputs = tuple(text(i, where) for i in array(n["inputs"], where))
         nodes.append(Node(text(n["name"], where), text(n["op"], where), inputs, params,
                           _rich_fields(n["attrs"], where), text(n["path"], where), shape, text(n["dtype"], where)))
     return Graph(tuple(nodes), _decode_template(f["output"], "graph.output"))
@@ -305,17 +306,17 @@ def _decode_template(value: Any, where: str) -> dict[str, Any]:
         return {"kind": kind, "value": constant}
     if kind not in ("tuple", "list", "dict"):
         raise ArtifactError("unknown structure", where=where, got=brief(kind), allowed="edge, tuple, list, dict, const")
-    items = _list(record(value, where, "kind", "items")["items"], where)
+    items = array(record(value, where, "kind", "items")["items"], where)
     if kind != "dict":
         return {"kind": kind, "items": [_decode_template(v, where) for v in items]}
-    pairs = [_list(p, where) for p in items]
+    pairs = [array(p, where) for p in items]
     if any(len(p) != 2 for p in pairs) or len({text(p[0], where) for p in pairs}) != len(pairs):
         raise ArtifactError("malformed dict", where=where, allowed="pairs of distinct names and structures")
     return {"kind": kind, "items": {k: _decode_template(v, where) for k, v in pairs}}
 
 
 def _decode_signature(value: Any) -> Signature:
-    pairs = [_list(p, "signature") for p in _list(value, "signature")]
+    pairs = [array(p, "signature") for p in array(value, "signature")]
     if any(len(p) != 2 for p in pairs):
         raise ArtifactError("malformed signature", where="signature", allowed="pairs of a name and a structure")
     return Signature(tuple(text(n, "signature") for n, _ in pairs),
@@ -372,39 +373,3 @@ def _take(left: Tensors, name: str, where: str) -> Tensor:
 
 def _at(table: list[QParams], index: Any, where: str) -> QParams:
     return table[number(index, where, low=0, high=len(table) - 1)]
-
-
-def _list(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise ArtifactError("a list is missing", where=where, got=brief(value))
-    return value
-
-
-# -- readers ------------------------------------------------------------------------------------
-
-
-def brief(value: object) -> str:
-    """A foreign value for a message: short, and without control characters."""
-    return ascii(value)[:120]
-
-
-def record(value: Any, where: str, *names: str) -> dict[str, Any]:
-    """A JSON object; with ``names``, one that has exactly these fields."""
-    if not isinstance(value, dict) or (names and set(value) != set(names)):
-        raise ArtifactError("fields are missing or unknown", where=where,
-                            got=brief(sorted(value) if isinstance(value, dict) else value), allowed=", ".join(names))
-    return value
-
-
-def number(value: Any, where: str, *, low: int, high: int = 2**63 - 1) -> int:
-    """An integer within bounds."""
-    if type(value) is not int or not low <= value <= high:
-        raise ArtifactError("a number is wrong", where=where, got=brief(value), allowed=f"{low} to {high}")
-    return value
-
-
-def text(value: Any, where: str) -> str:
-    """A string."""
-    if not isinstance(value, str):
-        raise ArtifactError("text is missing", where=where, got=brief(value))
-    return value

@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from intact.engine.codec import FORMAT, brief, number, record
+from intact.engine.codec import FORMAT
+from intact.engine.readers import brief, number, record
 from intact.errors import ArtifactError
 
 __all__ = ["DTYPES", "LEAVES_FORMAT", "read_container", "writable", "write_container"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from intact.engine.codec import brief
+from intact.engine.readers import brief
 from intact.errors import ArtifactError
 from intact.graph import Node
 from intact.graph.generic import DTYPES, problem

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intact.engine.codec import brief
 from intact.engine.qmodel import QModel
+from intact.engine.readers import brief
 from intact.errors import ArtifactError, IntactError
 from intact.graph import FloatModel, Node
 from intact.graph.float_model import run_node

@@ -17,9 +17,9 @@ import torch
 
 from intact.arithmetic import PoolRule, multiplier, pairs_saturate
 from intact.arithmetic.layer_norm import GAMMA_BITS, normalized_limit
-from intact.engine.codec import brief
 from intact.engine.op_schema import DTYPES, check_node
 from intact.engine.qmodel import QModel
+from intact.engine.readers import brief
 from intact.engine.shapes import check_shapes
 from intact.errors import ArtifactError, PlanError
 from intact.graph import Node

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ IR_VERSION = 10
 _TYPES = {
     "float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "float16": TensorProto.FLOAT16,
     "int64": TensorProto.INT64, "int32": TensorProto.INT32, "int16": TensorProto.INT16, "int8": TensorProto.INT8,
-    "uint8": TensorProto.UINT8, "bool": TensorProto.BOOL,
+    "uint8": TensorProto.UINT8, "bool": TensorProto.BOOL, "bfloat16": TensorProto.BFLOAT16,
 }
 
 
@@ -56,7 +56,11 @@ class Builder:
         qparams: parameters of every edge that has codes.
         bindings: integer nodes.
         tables: codes of the tables that float nodes look up rows in, by node.
-        arithmetic_of: the target's arithmetic, for padding codes.
+        floats, codes, dequantized: tensors of an edge's value, codes, and value of the codes.
+        path: module path that new nodes get.
+        shared: what several nodes use, by what it is made of.
+        probes: where a certificate looks into quantized layers.
+        inside: make what probes look at visible in loops.
     """
 
     graph: Graph
@@ -70,9 +74,16 @@ class Builder:
     codes: dict[str, str] = field(default_factory=dict)
     dequantized: dict[str, str] = field(default_factory=dict)
     path: str = ""
+    shared: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    probes: list[Any] = field(default_factory=list)
+    inside: bool = False
     _names: set[str] = field(default_factory=set)
     _sizes: dict[str, str] = field(default_factory=dict)
     _shapes: dict[tuple[Dim, ...], str] = field(default_factory=dict)
+
+    def body(self) -> Builder:
+        """A builder of a loop's body: what this one has made can be read there; its nodes are its own."""
+        return replace(self, nodes=[], shared=dict(self.shared), probes=[])
 
     # -- primitives -------------------------------------------------------------------------
 
@@ -87,12 +98,20 @@ class Builder:
 
     def const(self, base: str, value: npt.ArrayLike | Tensor, dtype: Any = None) -> str:
         """An initializer; the same name and bytes are stored once."""
+        if isinstance(value, Tensor) and value.dtype == torch.bfloat16:
+            return self._bfloat16(base, value)
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
         array = np.ascontiguousarray(array if dtype is None else array.astype(dtype))
         if array.shape != np.shape(value):
             array = array.reshape(np.shape(value))
+        return self._stored(onnx.numpy_helper.from_array(array, base), base)
+
+    def _bfloat16(self, base: str, value: Tensor) -> str:
+        raw = value.detach().cpu().contiguous().view(torch.int16).numpy().tobytes()
+        return self._stored(helper.make_tensor(base, TensorProto.BFLOAT16, list(value.shape), raw, raw=True), base)
+
+    def _stored(self, tensor: onnx.TensorProto, base: str) -> str:
         known = self.initializers.get(base)
-        tensor = onnx.numpy_helper.from_array(array, base)
         if known is not None:
             if known == tensor:
                 return base
@@ -109,12 +128,17 @@ class Builder:
         outputs = [*others, output_name]
         if kind == "TopK" and output == 0:  # both outputs are mandatory
             outputs.append(self.unique(f"{base}:unread"))
-        node = helper.make_node(kind, list(inputs), outputs, name=name or output_name,
+        self.node(kind, inputs, outputs, name=name or output_name, **attrs)
+        return output_name
+
+    def node(self, kind: str, inputs: Sequence[str], outputs: Sequence[str], *, name: str | None = None, **attrs: Any
+             ) -> None:
+        """A node with outputs of these names; it is named after the last one."""
+        node = helper.make_node(kind, list(inputs), list(outputs), name=name or outputs[-1],
                                 **{k: v for k, v in attrs.items() if v is not None})
         if self.path and not kind.endswith("eLinear"):
             node.metadata_props.add(key="module_path", value=self.path)
         self.nodes.append(node)
-        return output_name
 
     # -- quantization -----------------------------------------------------------------------
 

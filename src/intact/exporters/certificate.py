@@ -44,6 +44,11 @@ class Certificate:
         not_fused: planned nodes that the runtime does not run as planned.
         integer_mac_share: share of multiply-accumulates in the integer kernels of the optimised graph.
         sizes: of each free axis besides the batch those that were run.
+        results_compared, results_differ: of a model with quantized layers, float results of every layer and operation,
+            each given the runtime's own operands, bit for bit.
+        results_largest_difference: the largest of them, as a share of the largest value of that operation.
+        checked: False if there was nothing to run the file with; it was written all the same.
+        memory: bytes by what they are for, where the exporter plans memory.
         batches: sizes of batches in which they were run too, or in which all were run.
     """
 
@@ -63,12 +68,17 @@ class Certificate:
     not_fused: tuple[str, ...]
     integer_mac_share: float
     sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    results_compared: int = 0
+    results_differ: int = 0
+    results_largest_difference: float = 0.0
+    checked: bool = True
+    memory: Mapping[str, int] = field(default_factory=dict)
     batches: tuple[int, ...] = (1, 3)
 
     @property
     def ok(self) -> bool:
-        """No code of an integer operation differs."""
-        return self.codes_differ == 0
+        """No code of an integer operation differs, and that was looked at."""
+        return self.checked and self.codes_differ == 0
 
     @property
     def clean(self) -> bool:
@@ -80,12 +90,17 @@ class Certificate:
         return json.dumps({"format": "intact-certificate", "version": 1, **asdict(self)}, indent=2, sort_keys=True)
 
     def __str__(self) -> str:
-        batches = " and ".join(map(str, self.batches))
+        memory = [f"  {what}: {size:,} bytes" for what, size in self.memory.items()]
+        if not self.checked:
+            return "\n".join([f"NOT CHECKED ({self.runtime})", *memory])
+        batches = "" if self.memory else f", batches of {' and '.join(map(str, self.batches))}"
         lines = [
-            f"Parity certificate ({self.runtime}, {self.samples} samples, batches of {batches}"
+            f"Parity certificate ({self.runtime}, {self.samples} samples{batches}"
             + "".join(f", {name} {' '.join(map(str, run))}" for name, run in self.sizes.items()) + ")",
             f"  integer operations: {self.codes_differ} of {self.codes_compared:,} codes differ on {self.edges} edges",
-            f"  after float operations: {self.float_codes_differ} of {self.float_codes_compared:,} codes differ",
+            f"  after float operations: {self.float_codes_differ} of {self.float_codes_compared:,} codes differ"
+            if not self.results_compared else f"  float results of operations: {self.results_differ:,} of "
+            f"{self.results_compared:,} values differ, by at most {self.results_largest_difference:.1g} of the largest",
             f"  outputs: {self.outputs_differ} of {self.outputs_compared:,} values differ"
             + (f", by at most {self.outputs_largest_difference:.3g}" if self.outputs_differ else ""),
             f"  integer kernels: {sum(self.kernels_actual.values())} of {sum(self.kernels_planned.values())} planned, "
@@ -95,6 +110,7 @@ class Certificate:
             lines.append(f"  first difference: {self.first_difference}")
         if self.not_fused:
             lines.append(f"  not run as planned: {', '.join(self.not_fused)}")
+        lines += memory
         return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from intact.graph import FloatModel, Graph, Node
 from intact.simulation.program import value_tables
 from intact.types import QParams
 
-__all__ = ["IO", "Instrumented", "build", "build_float", "instrumented", "output_names"]
+__all__ = ["IO", "Instrumented", "Opened", "build", "build_float", "instrumented", "opened", "output_names"]
 
 IO = Literal["float", "codes"]
 
@@ -40,22 +40,63 @@ class Instrumented:
 
 def build(q: QModel, *, inputs: IO = "float", outputs: IO = "float") -> onnx.ModelProto:
     """The ONNX model of an integer model."""
-    return _build(Builder(q.graph, q.float_params, q.qparams, q.bindings, q.tables), inputs, outputs, edges=False)
+    return _build(Builder(q.graph, q.float_params, q.qparams, q.bindings, q.tables), inputs, outputs)
 
 
 def build_float(model: FloatModel) -> onnx.ModelProto:
     """The ONNX model of a float model."""
-    return _build(Builder(model.graph, model.params, {}, {}), "float", "float", edges=False)
+    return _build(Builder(model.graph, model.params, {}, {}), "float", "float")
 
 
 def instrumented(q: QModel) -> Instrumented:
     """The ONNX model with every edge that has codes among its outputs."""
     b = Builder(q.graph, q.float_params, q.qparams, q.bindings, q.tables)
-    model = _build(b, "float", "float", edges=True)
+    model = _build(b, "float", "float", _edge_outputs)
     return Instrumented(model, _edge_tensors(b))
 
 
-def _build(b: Builder, inputs: IO, outputs: IO, *, edges: bool) -> onnx.ModelProto:
+@dataclass(frozen=True)
+class Opened:
+    """A float model of which everything can be seen.
+
+    Args:
+        model: every edge, and what its probes look at, are outputs too.
+        edges: edge name to output.
+        probes: of the quantized layers.
+    """
+
+    model: onnx.ModelProto
+    edges: Mapping[str, str]
+    probes: Sequence[Any]
+
+
+def opened(model: FloatModel, *, inside: bool) -> Opened:
+    """A float model with every edge among its outputs.
+
+    Args:
+        model: with quantized layers.
+        inside: with what is inside of those layers; the runtime cannot fuse that then.
+    """
+    b = Builder(model.graph, model.params, {}, {}, inside=inside)
+
+    def everything(b: Builder) -> dict[str, tuple[str, Any]]:
+        made = {o for n in b.nodes for o in n.output}
+        found: dict[str, tuple[str, Any]] = {
+            b.floats[n.name]: (n.dtype, n.shape) for n in b.graph if b.floats[n.name] in made}
+        for probe in b.probes if inside else ():
+            for tensor, dtype in probe.types().items():
+                if tensor in made:
+                    found.setdefault(tensor, (dtype, None))
+        return found
+
+    proto = _build(b, "float", "float", everything)
+    names = {o.name for o in proto.graph.output}
+    return Opened(proto, {k: v for k, v in b.floats.items() if v in names}, tuple(b.probes))
+
+
+def _build(
+    b: Builder, inputs: IO, outputs: IO, also: Callable[[Builder], Mapping[str, tuple[str, Any]]] | None = None
+) -> onnx.ModelProto:
     graph = b.graph
     for node in graph:
         b._names.add(node.name)
@@ -73,13 +114,22 @@ def _build(b: Builder, inputs: IO, outputs: IO, *, edges: bool) -> onnx.ModelPro
             b.floats[node.name] = emit_float(b, node, [b.float_of(i) for i in node.inputs])
     b.path = ""
     results = _outputs(b, graph, outputs)
-    if edges:
-        results.update(_edge_outputs(b))
-    used = {i for n in b.nodes for i in n.input}
+    if also is not None:
+        results.update({k: v for k, v in also(b).items() if k not in results})
+    used = set(_reads(b.nodes))
     b.initializers = {k: v for k, v in b.initializers.items() if k in used}
     model = wrap(b, feeds, results)
     _describe(b, graph, model, inputs, outputs)
     return model
+
+
+def _reads(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    """All names that nodes read, those in the bodies of loops too."""
+    for n in nodes:
+        yield from n.input
+        for a in n.attribute:
+            if a.type == onnx.AttributeProto.GRAPH:
+                yield from _reads(a.g.node)
 
 
 def _input(b: Builder, node: Node, io: IO) -> tuple[str, list[Any]]:
@@ -117,6 +167,7 @@ def _outputs(b: Builder, graph: Graph, io: IO) -> dict[str, tuple[str, list[Any]
             n.output[i] = renamed.get(v, v)
     for table in (b.floats, b.codes, b.dequantized):
         table.update({k: renamed[v] for k, v in table.items() if v in renamed})
+    b.probes = [probe.renamed(renamed) for probe in b.probes]
     return results
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from intact.errors import ExportError
 from intact.exporters import onnx_elementwise, onnx_index, onnx_reduce  # noqa: F401  (they register their forms)
 from intact.exporters.builder import Builder, onnx_type, place
+from intact.exporters.leaf_forms import LEAF_FORMS
+from intact.exporters.leaf_recurrent import recurrent_node
 from intact.exporters.onnx_call import ATEN, call
 from intact.exporters.onnx_ops import MOVES, UNARY, avg_pool_attrs, clip, conv_attrs, pad, resize
 from intact.graph import Node
@@ -168,6 +170,8 @@ FLOAT: dict[str, Emit] = {
     "avg_pool": _avg_pool,
     "pad": lambda b, n, xs: pad(b, n, xs[0], np.array(n.attrs["value"], np.float32)),
 }
+#: quantized layers, which no plan has
+LEAVES: dict[str, Emit] = {**LEAF_FORMS, "leaf_recurrent": recurrent_node}
 
 
 #: dtypes of these operations' operands follow the result, as torch promotes them
@@ -180,7 +184,7 @@ def unsupported(n: Node) -> str | None:
     if n.op == "opaque":
         return "its module could not be captured"
     name = n.attrs["target"] if n.op == "aten" else n.op
-    return None if name in EXPORTABLE else f"{name} has no ONNX form here"
+    return None if name in EXPORTABLE or name in LEAVES else f"{name} has no ONNX form here"
 
 
 def emit_float(b: Builder, n: Node, xs: list[str]) -> str:
@@ -203,6 +207,8 @@ def emit_float(b: Builder, n: Node, xs: list[str]) -> str:
         return MOVES[n.op](b, n, xs[0])
     if n.op == "aten":
         return call(b, n, xs)
+    if n.op in LEAVES:
+        return LEAVES[n.op](b, n, xs)
     y = FLOAT[n.op](b, n, xs)
     bounds = n.attrs.get("activation")
     return y if bounds is None else clip(b, n, y, bounds[0], bounds[1])

@@ -23,5 +23,18 @@ def _quick_gelu() -> onnx.FunctionProto:
                                 attributes=["alpha"])
 
 
+def _matmul_integer_to_float() -> onnx.FunctionProto:
+    """``float32(A @ B) * (a_scale * b_scale)`` for integers A and B."""
+    body = [helper.make_node("MatMulInteger", ["A", "B"], ["sums"]),
+            helper.make_node("Cast", ["sums"], ["real"], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Mul", ["a_scale", "b_scale"], ["scale"]),
+            helper.make_node("Mul", ["real", "scale"], ["Y"])]
+    return helper.make_function(RUNTIME_DOMAIN, "MatMulIntegerToFloat", ["A", "B", "a_scale", "b_scale"], ["Y"], body,
+                                [helper.make_opsetid("", 21)])
+
+
 #: (domain, operator) -> its definition
-FUNCTIONS: dict[tuple[str, str], onnx.FunctionProto] = {(RUNTIME_DOMAIN, "QuickGelu"): _quick_gelu()}
+FUNCTIONS: dict[tuple[str, str], onnx.FunctionProto] = {
+    (RUNTIME_DOMAIN, "QuickGelu"): _quick_gelu(),
+    (RUNTIME_DOMAIN, "MatMulIntegerToFloat"): _matmul_integer_to_float(),
+}

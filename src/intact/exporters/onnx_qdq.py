@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,15 @@ from intact.engine import QModel
 from intact.errors import ExportError
 from intact.exporters.builder import place
 from intact.exporters.certificate import Certificate, certify
+from intact.exporters.files import check_path, is_large, placed, write
 from intact.exporters.onnx_build import IO, build, build_float, instrumented
 from intact.exporters.onnx_float import unsupported
 from intact.graph import FloatModel, Node
 
-__all__ = ["RUNTIMES", "build", "check_path", "export_onnx", "float_onnx"]
+__all__ = ["RUNTIMES", "build", "export_onnx", "float_onnx"]
 
 #: targets that ONNX Runtime gives the codes of
 RUNTIMES = ("onnxruntime", "x86_avx2")
-
-_EXTERNAL_ABOVE = 1_800_000_000  # protobuf refuses 2 GiB
 
 
 def export_onnx(
@@ -57,20 +54,15 @@ def export_onnx(
     check_path(target)
     _check_exportable(q)
     model = build(q, inputs=inputs, outputs=outputs)
-    external = external_data if external_data is not None else _size(model) > _EXTERNAL_ABOVE
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".intact-") as folder:
-        draft = Path(folder) / target.name
-        _write(model, draft, external)
+    with placed(target) as draft:
+        write(model, draft, is_large(model) if external_data is None else external_data)
         onnx.checker.check_model(str(draft), full_check=True)
         certificate = certify(q, instrumented(q), draft, data, inputs == "float" and outputs == "float")
         if not certificate.ok:
             raise ExportError("the runtime gives other codes", where=certificate.first_difference,
                               got=f"{certificate.codes_differ} of {certificate.codes_compared} codes differ",
                               fix="nothing was written; report this model")
-        side = Path(folder) / f"{target.name}.certificate.json"
-        side.write_text(certificate.to_json() + "\n")
-        for file in sorted(Path(folder).iterdir()):
-            os.replace(file, target.parent / file.name)
+        (draft.parent / f"{target.name}.certificate.json").write_text(certificate.to_json() + "\n")
     return certificate
 
 
@@ -84,24 +76,8 @@ def float_onnx(model: FloatModel, path: str | Path) -> Path:
     check_path(target)
     _refuse_unsupported(list(model.graph))
     proto = build_float(model)
-    _write(proto, target, _size(proto) > _EXTERNAL_ABOVE)
+    write(proto, target, is_large(proto))
     return target
-
-
-def check_path(path: Path) -> None:
-    """Refuse a path that cannot be written to.
-
-    Raises:
-        ExportError: for a directory, and for a folder that is missing or not writable.
-    """
-    if path.is_dir():
-        raise ExportError("the output path is a directory", where=str(path), fix="give a file name")
-    folder = path.parent
-    if not folder.is_dir():
-        raise ExportError("the output folder does not exist", where=str(path), got=str(folder),
-                          fix="create the folder, or choose another")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ExportError("the output folder cannot be written to", where=str(path), fix="choose another")
 
 
 def _check_exportable(q: QModel) -> None:
@@ -119,17 +95,3 @@ def _refuse_unsupported(nodes: list[Node]) -> None:
         raise ExportError("the model has operations without ONNX form", where=place(bad[0][0]),
                           got="; ".join(f"{place(n)}: {r}" for n, r in bad[:5]),
                           fix="the integer model runs in Python; exclude these modules from the exported part")
-
-
-def _size(model: onnx.ModelProto) -> int:
-    return sum(len(t.raw_data) for t in model.graph.initializer)
-
-
-def _write(model: onnx.ModelProto, path: Path, external: bool) -> None:
-    if external:
-        onnx.save_model(model, str(path), save_as_external_data=True, all_tensors_to_one_file=True,
-                        location=f"{path.name}.data", size_threshold=1024)
-    else:
-        path.write_bytes(model.SerializeToString(deterministic=True))
-
-

@@ -25,11 +25,13 @@ Array = npt.NDArray[Any]
 
 
 def wrap(
-    b: Builder, inputs: Mapping[str, tuple[str, Sequence[Any]]], outputs: Mapping[str, tuple[str, Sequence[Any]]]
+    b: Builder, inputs: Mapping[str, tuple[str, Sequence[Any]]],
+    outputs: Mapping[str, tuple[str, Sequence[Any] | None]],
 ) -> onnx.ModelProto:
-    """A model of a builder's nodes; inputs and outputs are name to (dtype, shape)."""
-    def infos(values: Mapping[str, tuple[str, Sequence[Any]]]) -> list[onnx.ValueInfoProto]:
-        return [helper.make_tensor_value_info(k, onnx_type(t), list(s)) for k, (t, s) in values.items()]
+    """A model of a builder's nodes; inputs and outputs are name to (dtype, shape), which need not be known."""
+    def infos(values: Mapping[str, tuple[str, Sequence[Any] | None]]) -> list[onnx.ValueInfoProto]:
+        return [helper.make_tensor_value_info(k, onnx_type(t), None if s is None else list(s))
+                for k, (t, s) in values.items()]
 
     graph = helper.make_graph(b.nodes, "intact", infos(inputs), infos(outputs), list(b.initializers.values()))
     domains = sorted({"", *(n.domain for n in b.nodes)})
@@ -68,7 +70,7 @@ def optimised_nodes(model: onnx.ModelProto | str | Path) -> list[onnx.NodeProto]
     with tempfile.TemporaryDirectory() as folder:
         dump = Path(folder) / "optimised.onnx"
         open_session(model, dump=dump)
-        return list(onnx.load(str(dump)).graph.node)
+        return list(onnx.load(str(dump), load_external_data=False).graph.node)
 
 
 def latencies(paths: Sequence[str | Path], inputs: Mapping[str, Tensor], *, repeats: int = 30) -> list[float]:

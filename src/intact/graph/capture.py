@@ -172,9 +172,16 @@ def _refuse_quantized(model: nn.Module) -> None:
         if isinstance(tensor, Tensor) and tensor.is_quantized:
             raise CaptureError("the model is already quantized", where=name, got=tensor.dtype,
                                fix="pass the float model")
+        if _of_leaf(model, name):
+            continue
         if isinstance(tensor, Tensor) and tensor.dtype in (torch.float16, torch.bfloat16, torch.float64):
             raise CaptureError("a parameter is not float32", where=name, got=tensor.dtype,
                                fix="convert the model with model.float()")
+
+
+def _of_leaf(model: nn.Module, name: str) -> bool:
+    """Whether a tensor is part of the weight of a quantized layer, which may be stored in 16 bits."""
+    return type(model.get_submodule(name.rpartition(".")[0])).__module__.startswith("intact.leaves.")
 
 
 def _at_least_two(value: Any) -> Any:

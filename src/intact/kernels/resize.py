@@ -100,6 +100,12 @@ class BilinearKernel(Kernel):
         codes = quantize(total, b.output, b.arithmetic).clamp_(self.low, self.high)
         return to_carrier(codes, x, b)
 
+    def whole_tables(self, source: Sequence[int], size: Sequence[int]) -> tuple[Axis, Axis]:
+        """Of rows and of columns: both neighbours of every output position, and their parts as integers."""
+        corners = bool(self.binding.attrs["align_corners"])
+        rows, columns = (_whole(_axis(n, m, corners), self.bits) for n, m in zip(source, size, strict=True))
+        return rows, columns
+
     def _integer(self, x: Tensor, rows: Axis, columns: Axis) -> Tensor:
         y = x.long() - int(self.binding.inputs[0].zero_point)
         for axis, table in ((2, rows), (3, columns)):

@@ -1,5 +1,6 @@
 """Layers of an eager model as codes: dynamic and weight-only quantization without data."""
 
+from intact.leaves import operations  # noqa: F401  (it registers them)
 from intact.leaves.artifact import has_leaves, load_leaves, save_leaves
 from intact.leaves.how import Dynamic, Float16, LeafHow, WeightOnly
 from intact.leaves.observer import Observer

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intact.engine.codec import brief, record
 from intact.engine.container import DTYPES, LEAVES_FORMAT, read_container, writable, write_container
+from intact.engine.readers import brief, record
 from intact.errors import ArtifactError, PlanError
 from intact.leaves.base import Leaf
 from intact.leaves.how import LeafHow, how_from_json, how_to_json

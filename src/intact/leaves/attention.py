@@ -96,7 +96,7 @@ class QAttention(Leaf):
         q = product(query, self.q_proj, biases[0])
         k = product(key, self.k_proj, biases[1])
         v = product(value, self.v_proj, biases[2])
-        batch = len(q)
+        batch = q.shape[0]  # len() would fix the size of a captured batch
         if self.bias_k is not None and self.bias_v is not None:
             k, v = (torch.cat((t, b.expand(batch, 1, -1)), 1) for t, b in ((k, self.bias_k), (v, self.bias_v)))
         if self.add_zero_attn:

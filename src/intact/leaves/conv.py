@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self, cast
 
 import torch
@@ -13,10 +14,11 @@ from intact.errors import IntactError
 from intact.kernels.integer import conv_int
 from intact.leaves.base import Leaf, MakeWeight, constant
 from intact.leaves.how import Dynamic, LeafHow
+from intact.leaves.recording import call, recording
 from intact.leaves.weight import QWeight
 from intact.types import PerGroup, PerToken
 
-__all__ = ["QConv"]
+__all__ = ["QConv", "convolve"]
 
 
 class QConv(Leaf):
@@ -68,36 +70,52 @@ class QConv(Leaf):
         if any(self.pads):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             batch = F.pad(batch, self.pads, mode=mode)
-        y = (self._integer(batch) if isinstance(self.how, Dynamic) else self._real(batch)).to(input.dtype)
+        y = convolve(batch, self.qweight, self.bias, self.stride, self.dilation, self.groups).to(input.dtype)
         return y[0] if single else y
-
-    def _real(self, x: Tensor) -> Tensor:
-        function = F.conv1d if self.axes == 1 else F.conv2d
-        bias = None if self.bias is None else self.bias.to(torch.float32)
-        return function(x, self.qweight.dequantize(), bias, self.stride, 0, self.dilation, self.groups)
-
-    @torch.no_grad()
-    def _integer(self, x: Tensor) -> Tensor:
-        how = self.how
-        assert isinstance(how, Dynamic)
-        column = (-1, *[1] * (self.axes + 1))
-        if isinstance(how.activation, PerToken):
-            flat, step, low = quantize_rows(x.flatten(1))
-            codes = flat.reshape(x.shape)
-        else:
-            step, zero = tensor_range(x)
-            codes, low = quantize_tensor(x, step, zero), -zero * step
-        none = (0,) * self.axes
-        acc = conv_int(codes, self.qweight.codes, 0, self.stride, none, none, self.dilation, self.groups)
-        channel, derived = (1, -1, *[1] * self.axes), self.qweight.derived()
-        y = acc.to(torch.float32) * step.reshape(column) * derived.row_scale.reshape(channel)
-        y += low.reshape(column) * derived.offsets.reshape(channel)
-        return y if self.bias is None else y.add_(self.bias.reshape(channel))
 
     def extra_repr(self) -> str:
         """Sizes and encoding."""
         out, per = self.qweight.shape[:2]
         return f"{per * self.groups}, {out}, kernel_size={self.kernel_size}, {self.how}"
+
+
+def convolve(
+    x: Tensor, weight: QWeight, bias: Tensor | None, stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> Tensor:
+    """The convolution of a padded batch, float32 (batch, channels, *spatial), with the codes of a kernel."""
+    if recording():
+        result: Tensor = call("leaf_conv", weight, x, bias, shape=list(weight.shape), stride=list(stride),
+                              dilation=list(dilation), groups=groups)
+        return result
+    bias = None if bias is None else bias.to(torch.float32)
+    if isinstance(weight.how, Dynamic):
+        return _integer(x, weight, bias, stride, dilation, groups)
+    function = F.conv1d if x.ndim == 3 else F.conv2d
+    return function(x, weight.dequantize(), bias, stride, 0, dilation, groups)
+
+
+@torch.no_grad()
+def _integer(
+    x: Tensor, weight: QWeight, bias: Tensor | None, stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> Tensor:
+    """As :func:`intact.leaves.product.product` does it, with samples in the place of rows."""
+    assert isinstance(weight.how, Dynamic)
+    none, channel, derived = (0,) * (x.ndim - 2), (1, -1, *[1] * (x.ndim - 2)), weight.derived()
+    scale = derived.row_scale.reshape(channel)
+    if isinstance(weight.how.activation, PerToken):
+        rows = x.flatten(1)
+        codes, step, low = quantize_rows(rows)
+        codes = codes[:, : rows.shape[1]].reshape(x.shape)
+        acc = conv_int(codes, weight.codes, 0, stride, none, none, dilation, groups)
+        column = (-1, *[1] * (x.ndim - 1))
+        y = acc.to(torch.float32).mul_(scale).mul_(step.reshape(column))
+        base = low.reshape(column) * derived.offsets.reshape(channel)
+        return y.add_(base if bias is None else base.add_(bias.reshape(channel)))
+    step, zero = tensor_range(x)
+    codes, origin = quantize_tensor(x, step, zero), int(zero.nan_to_num())
+    acc = conv_int(codes, weight.codes, origin, stride, none, none, dilation, groups)
+    y = acc.to(torch.float32).mul_(step * scale)
+    return y if bias is None else y.add_(bias.reshape(channel))
 
 
 def _pads(conv: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:

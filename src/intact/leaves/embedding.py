@@ -8,16 +8,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from intact.errors import IntactError
 from intact.leaves.base import Leaf, MakeWeight
 from intact.leaves.how import LeafHow
+from intact.leaves.recording import call, recording
 from intact.leaves.weight import QWeight
 
-__all__ = ["QEmbedding", "QEmbeddingBag"]
+__all__ = ["QEmbedding", "QEmbeddingBag", "look_up"]
 
 
 def _table_refusal(module: nn.Module) -> str | None:
     table = cast("nn.Embedding | nn.EmbeddingBag", module)
     return "max_norm rescales the table as it is read" if table.max_norm is not None else None
+
+
+def look_up(index: Tensor, weight: QWeight) -> Tensor:
+    """Rows of a table in float32, (*shape of index, columns)."""
+    if recording():
+        result: Tensor = call("leaf_rows", weight, index, columns=weight.shape[1])
+        return result
+    return weight.rows(index.reshape(-1)).reshape(*index.shape, weight.shape[1])
 
 
 class QEmbedding(Leaf):
@@ -52,7 +62,7 @@ class QEmbedding(Leaf):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rows of the table."""
-        return self.qweight.rows(input.reshape(-1)).reshape(*input.shape, self.embedding_dim)
+        return look_up(input, self.qweight)
 
     def extra_repr(self) -> str:
         """Sizes and encoding."""
@@ -95,6 +105,8 @@ class QEmbeddingBag(Leaf):
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
         """One row for each bag."""
+        if recording():
+            return self._matrix(input, offsets, per_sample_weights)
         flat = input.reshape(-1)
         rows = self.qweight.rows(flat)
         place = torch.arange(flat.numel(), dtype=flat.dtype, device=flat.device)
@@ -106,6 +118,20 @@ class QEmbeddingBag(Leaf):
         return F.embedding_bag(
             place.reshape(input.shape), rows, offsets, mode=self.mode, per_sample_weights=per_sample_weights,
             include_last_offset=self.include_last_offset, padding_idx=padding)
+
+    def _matrix(self, input: Tensor, offsets: Tensor | None, factors: Tensor | None) -> Tensor:
+        """The same in operations that a capture knows, for bags that are the rows of a matrix."""
+        if offsets is not None or input.ndim != 2:
+            raise IntactError("bags of different sizes cannot be captured", got=f"{input.ndim} axis and offsets",
+                              fix="give bags of one size as the rows of a matrix, filled up with padding_idx")
+        rows = look_up(input, self.qweight)
+        keep = torch.ones_like(input) if self.padding_idx is None else (input != self.padding_idx).to(input.dtype)
+        keep = keep.unsqueeze(-1).to(rows.dtype)
+        count = keep.sum(1)
+        if self.mode == "max":
+            return (rows - (1.0 - keep) * torch.finfo(rows.dtype).max).amax(1) * count.clamp(max=1.0)
+        total = (rows * (keep if factors is None else keep * factors.unsqueeze(-1))).sum(1)
+        return total / count.clamp(min=1.0) if self.mode == "mean" else total
 
     def extra_repr(self) -> str:
         """Sizes and encoding."""

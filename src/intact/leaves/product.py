@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import threading
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -12,14 +12,21 @@ from torch.nn import functional as F
 from intact.arithmetic import quantize_rows, quantize_tensor, tensor_range
 from intact.errors import IntactError
 from intact.leaves.how import Dynamic
+from intact.leaves.recording import call, recording
 from intact.leaves.weight import Derived, QWeight
-from intact.private import int8_matmul, packed_matmul, packed_matmul_is_exact
+from intact.private import (
+    ROW_MARGIN,
+    compiled,
+    int8_matmul,
+    packed_matmul,
+    packed_matmul_is_exact,
+    rows_times_weight,
+)
 from intact.types import PerToken
 
 __all__ = ["product", "scaled_products"]
 
-_CHUNK = 1 << 18  # float32 numbers at a time: what every pass touches stays in a core's cache
-_LEAST = 128  # rows: fewer starve the matrix product
+_CHUNK = 1 << 16  # float32 numbers at a time: what several passes touch stays in a core's cache
 _PACKED = 12  # rows: for fewer the fixed cost of the packed kernel is more than it saves
 
 
@@ -40,86 +47,126 @@ def product(x: Tensor, weight: QWeight, bias: Tensor | None = None) -> Tensor:
     if x.ndim == 0 or x.shape[-1] != weight.shape[1] or not x.is_floating_point():
         raise IntactError("the input does not fit the layer", got=f"{x.dtype}, {tuple(x.shape)}",
                           allowed=f"real numbers, {weight.shape[1]} in the last axis")
-    bias = None if bias is None else bias.to(torch.float32)
+    if recording():
+        result: Tensor = call("leaf_product", weight, x, bias)
+        return result
+    bias = bias if bias is None or bias.dtype == torch.float32 else bias.to(torch.float32)
     if not isinstance(weight.how, Dynamic):
         return F.linear(x.to(torch.float32), weight.dequantize(), bias).to(x.dtype)
-    with torch.no_grad():
-        result = _integer(x.reshape(-1, x.shape[-1]).to(torch.float32), weight, bias)
-    return result.view(*x.shape[:-1], weight.shape[0]).to(x.dtype)
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            return product(x, weight, bias)
+    rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+    y = _integer(rows if x.dtype == torch.float32 else rows.to(torch.float32), weight, bias)
+    y = y if x.ndim == 2 else y.view(*x.shape[:-1], weight.shape[0])
+    return y if x.dtype == torch.float32 else y.to(x.dtype)
 
 
 def _integer(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
-    """``step * (codes_x @ codes_w.T * scale_w) + (low * sum(w) + bias)``, rows at a time."""
-    (m, k), n = x.shape, weight.shape[0]
+    """For float32 x (rows, columns).
+
+    Per token ``(codes_x @ codes_w.T * scale_w) * step + (low * offsets + bias)``; per tensor, as ONNX Runtime,
+    ``(codes_x - zero) @ codes_w.T * (step * scale_w) + bias``.
+    """
     how, derived = weight.how, weight.derived()
     assert isinstance(how, Dynamic)
-    if m == 0:
-        return x.new_empty(0, n)
-    whole = None if isinstance(how.activation, PerToken) else tensor_range(x)
-    rows = min(max(_LEAST, _CHUNK // max(k, n)), m)
-    result = x.new_empty(m, n) if rows < m else None
-    for begin in range(0, m, rows):
-        part = x[begin : begin + rows]
-        if whole is None:
-            codes, step, low = quantize_rows(part, _SCRATCH.floats(part.shape, x.device))
-        else:
-            step, zero = whole
-            codes, low = quantize_tensor(part, step, zero), (-zero * step).expand(len(part), 1)
-        scaled = scaled_products(codes, derived)
-        base = _SCRATCH.floats(scaled.shape, x.device)
-        if bias is None:
-            torch.mul(low, derived.offsets, out=base)
-        else:
-            torch.addcmul(bias, low, derived.offsets, out=base)
-        torch.addcmul(base, scaled, step, out=scaled if result is None else result[begin : begin + rows])
-    return scaled if result is None else result
+    if x.shape[0] == 0:
+        return x.new_empty(0, weight.shape[0])
+    if isinstance(how.activation, PerToken):
+        y = _at_once(x, derived, bias) if _fused_applies(x, derived) else None
+        return _by_steps(x, derived, bias) if y is None else y
+    step, zero = tensor_range(x)
+    rows = max(1, _CHUNK // x.shape[1])
+    parts = [quantize_tensor(part, step, zero) for part in x.split(rows)]
+    codes = parts[0] if len(parts) == 1 else torch.cat(parts)
+    scaled = scaled_products(codes, derived, step=step, zero=int(zero.nan_to_num()))
+    return scaled if bias is None else scaled.add_(bias)
+
+
+def _by_steps(x: Tensor, derived: Derived, bias: Tensor | None, *, fast: bool = True) -> Tensor:
+    """Every product is rounded before it is added to something: addcmul would not, and no runtime has it."""
+    codes, step, low = quantize_rows(x, fast=fast)
+    base = low * derived.offsets
+    return scaled_products(codes, derived, fast=fast).mul_(step).add_(base if bias is None else base.add_(bias))
+
+
+def _at_once(x: Tensor, derived: Derived, bias: Tensor | None) -> Tensor | None:
+    """The same in one function; None if not all numbers are finite."""
+    packed = derived.packed(ROW_MARGIN) if x.shape[0] >= _PACKED else None
+    y: Tensor | None = compiled(rows_times_weight)(
+        x, derived.codes, packed, derived.row_scale, derived.zeros, derived.offsets, bias,
+        _SCRATCH.floats(max(_CHUNK, derived.codes.shape[0])))
+    return y
+
+
+def _fused_applies(x: Tensor, derived: Derived) -> bool:
+    return (derived.row_scale.ndim == 1 and derived.codes.ndim == 2 and x.shape[1] > 1 and x.device.type == "cpu"
+            and not torch.compiler.is_compiling() and _fused_is_exact())
+
+
+@lru_cache(maxsize=1)
+def _fused_is_exact() -> bool:
+    """Whether the kernels exist here and give the numbers of the steps, bit for bit, on hard cases."""
+    if not packed_matmul_is_exact():
+        return False
+    g = torch.Generator().manual_seed(0)
+    for m, k, n in ((1, 2, 1), (3, 33, 7), (5, 64, 257), (16, 5, 3), (17, 64, 16), (64, 576, 64), (130, 258, 2100)):
+        x = torch.randn(m, k, generator=g) * 10.0 + torch.randn(m, 1, generator=g)
+        x[-1] = x[-1, 0]
+        codes = torch.randint(-127, 128, (n, k), generator=g, dtype=torch.int8)
+        derived, bias = Derived(codes, torch.rand(n, generator=g) + 0.01), torch.randn(n, generator=g)
+        for b in (bias, None):
+            try:
+                y = _at_once(x, derived, b)
+            except (RuntimeError, AttributeError):  # not compiled for this CPU, or gone from this version of torch
+                return False
+            if y is None or not torch.equal(y, _by_steps(x, derived, b, fast=False)):
+                return False
+    return True
 
 
 class _Scratch(threading.local):
     """A thread's room for what does not outlast a step: fresh memory costs as much as several passes over it."""
 
     def __init__(self) -> None:
-        self._buffer = self._view = torch.empty(0)
+        self._buffer = torch.empty(0)
 
-    def floats(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """Float32 numbers of any value, overwritten by the next call."""
-        if self._view.shape == shape and self._view.device == device:
-            return self._view
-        count = math.prod(shape)
-        with torch.inference_mode(False):
-            if self._buffer.numel() < count or self._buffer.device != device:
-                self._buffer = torch.empty(max(count, _CHUNK), dtype=torch.float32, device=device)
-            self._view = self._buffer[:count].view(shape)
-        return self._view
+    def floats(self, count: int) -> Tensor:
+        """At least so many float32 numbers of any value, overwritten by the next call."""
+        if self._buffer.numel() < count:
+            with torch.inference_mode(False):
+                self._buffer = torch.empty(count)
+        return self._buffer
 
 
 _SCRATCH = _Scratch()
 
 
-def scaled_products(x: Tensor, derived: Derived, *, fast: bool = True) -> Tensor:
-    """``float32(x @ codes.T) * scale``, summed over groups, for uint8 codes x (m, k).
+def scaled_products(
+    x: Tensor, derived: Derived, *, step: Tensor | None = None, zero: int = 0, fast: bool = True
+) -> Tensor:
+    """``float32((x - zero) @ codes.T) * (step * scale)``, summed over groups, for uint8 codes x (m, k).
 
     Args:
-        x: activations.
+        x: activations; columns behind those of the weight do not count.
         derived: of the weight.
+        step: a scale of all activations; None for 1.
+        zero: their zero point.
         fast: allow the kernel with the packed weight, which gives the same numbers.
     """
-    w, scale = derived.codes, derived.row_scale
+    w, scale = derived.codes, derived.row_scale if step is None else derived.row_scale * step
+    columns = w.shape[1]
     if scale.ndim < 2:
         if fast and len(x) >= _PACKED and x.device.type == "cpu" and packed_matmul_is_exact():
-            return packed_matmul(x, derived.packed, scale)
-        acc = int8_matmul(_centred(x), w.t()).add_(derived.sums[:, 0], alpha=128)
-        return acc.to(torch.float32).mul_(scale)
-    size = w.shape[1] // scale.shape[1]
+            return packed_matmul(x, derived.packed(x.shape[1] - columns), scale, zero)
+        acc = int8_matmul(x[:, :columns].contiguous(), w.t())
+        return (acc.sub_(derived.sums[:, 0], alpha=zero) if zero else acc).to(torch.float32).mul_(scale)
+    size = columns // scale.shape[1]
     total: Tensor | None = None
     for g in range(scale.shape[1]):
         part = slice(g * size, (g + 1) * size)
-        acc = int8_matmul(_centred(x[:, part]).contiguous(), w[:, part].contiguous().t())
-        term = acc.add_(derived.sums[:, g], alpha=128).to(torch.float32).mul_(scale[:, g])
+        acc = int8_matmul(x[:, part].contiguous(), w[:, part].contiguous().t())
+        term = acc.sub_(derived.sums[:, g], alpha=zero).to(torch.float32).mul_(scale[:, g])
         total = term if total is None else total.add_(term)
     assert total is not None
     return total
-
-
-def _centred(x: Tensor) -> Tensor:
-    return (x ^ 128).view(torch.int8)  # flipping the top bit subtracts 128

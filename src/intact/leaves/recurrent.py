@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self, cast
 
 import torch
@@ -11,12 +16,15 @@ from torch.nn.utils.rnn import PackedSequence
 
 from intact.errors import IntactError
 from intact.leaves.base import Leaf, MakeWeight, constant
-from intact.leaves.how import LeafHow
+from intact.leaves.how import Dynamic, LeafHow, how_to_json
 from intact.leaves.product import product
-from intact.leaves.recurrent_core import Kind, State, run_layer, step_of
+from intact.leaves.recording import operands, recording
+from intact.leaves.recurrent_core import Kind, State, Step, Steps, run_layer, run_segments, step_of
 from intact.leaves.weight import QWeight
+from intact.private import compiled, gru_steps, lstm_steps
+from intact.types import PerGroup, PerToken
 
-__all__ = ["QRecurrent", "QRecurrentCell"]
+__all__ = ["Gates", "QRecurrent", "QRecurrentCell", "run_layers"]
 
 
 def _kind(module: nn.Module) -> Kind:
@@ -25,6 +33,96 @@ def _kind(module: nn.Module) -> Kind:
     if isinstance(module, nn.GRU | nn.GRUCell):
         return "gru"
     return "relu" if module.nonlinearity == "relu" else "tanh"
+
+
+@dataclass(frozen=True, eq=False)
+class Gates:
+    """Weights and biases of one direction of one layer; the projection is an LSTM's."""
+
+    weight_ih: QWeight
+    weight_hh: QWeight
+    weight_hr: QWeight | None
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+
+    def of_input(self, x: Tensor) -> Tensor:
+        """What inputs give to the gates."""
+        return product(x, self.weight_ih, self.bias_ih)
+
+    def run(self, kind: Kind, x: Tensor, sizes: Sequence[int], state: State, *, reverse: bool) -> tuple[Tensor, State]:
+        """One direction of one layer over packed sequences (see :func:`intact.leaves.recurrent_core.run_layer`)."""
+        gates = self.of_input(x)
+        if self._fused_applies(kind, gates, state):
+            with torch.no_grad():
+                return run_segments(gates, sizes, state, self._steps(kind, reverse), reverse=reverse)
+        return run_layer(gates, sizes, state, self.step(kind), reverse=reverse)
+
+    def _fused_applies(self, kind: Kind, gates: Tensor, state: State) -> bool:
+        """Whether all steps can be one function, which takes all numbers to be finite: from such it makes no others."""
+        how = self.weight_hh.how
+        return (kind in ("lstm", "gru") and self.weight_hr is None and isinstance(how, Dynamic)
+                and isinstance(how.activation, PerToken) and not isinstance(how.weight, PerGroup)
+                and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (gates, *state))
+                and state[0].shape[0] > 0 and state[0].shape[1] % 4 == 0
+                and not torch.compiler.is_compiling() and loops_are_exact()
+                and all(math.isfinite(float(t.sum())) for t in (gates, *state)))
+
+    def _steps(self, kind: Kind, reverse: bool) -> Steps:
+        d, bias = self.weight_hh.derived(), self.bias_hh
+        same = (d.wide, d.row_scale, d.offsets, torch.zeros_like(d.offsets) if bias is None else bias.to(torch.float32))
+        if kind == "gru":
+            return lambda x, state, out: (compiled(gru_steps)(x, state[0].contiguous(), *same, out, reverse),)
+        return lambda x, state, out: compiled(lstm_steps)(
+            x, state[0].contiguous(), state[1].contiguous(), *same, out, reverse)
+
+    def step(self, kind: Kind) -> Step:
+        """The state after a step."""
+        weight = self.weight_hr
+        return step_of(kind, lambda h: product(h, self.weight_hh, self.bias_hh),
+                       None if weight is None else lambda h: product(h, weight))
+
+
+def run_layers(
+    x: Tensor, sizes: Sequence[int], state: State, gates: Sequence[Gates], kind: Kind, ways: int, dropout: float = 0.0
+) -> tuple[Tensor, State]:
+    """All layers and directions over packed sequences: outputs of all steps, and the state after the last ones."""
+    lasts: list[State] = []
+    for first in range(0, len(gates), ways):
+        outputs = []
+        for way in range(ways):
+            cell = gates[first + way]
+            before = tuple(s[first + way] for s in state)
+            y, last = cell.run(kind, x, sizes, before, reverse=way == 1)
+            outputs.append(y)
+            lasts.append(last)
+        x = torch.cat(outputs, 1) if ways == 2 else outputs[0]
+        if dropout and first + ways < len(gates):
+            x = F.dropout(x, dropout)
+    return x, tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
+
+
+@lru_cache(maxsize=1)
+@torch.no_grad()
+def loops_are_exact() -> bool:
+    """Whether the functions of all steps run here and give the numbers of the single steps, bit for bit."""
+    g = torch.Generator().manual_seed(0)
+    for rows, size in ((1, 4), (3, 20), (16, 64), (5, 260)):
+        kinds: tuple[tuple[Kind, int, int], ...] = (("lstm", 4, 2), ("gru", 3, 1))
+        for kind, count, states in kinds:
+            n = count * size
+            codes = torch.randint(-127, 128, (n, size), generator=g, dtype=torch.int8)
+            weight = QWeight(Dynamic(), (n, size), codes, torch.rand(n, generator=g) * 0.01)
+            state = tuple(torch.randn(rows, size, generator=g) for _ in range(states))
+            gates = Gates(weight, weight, None, None, torch.randn(n, generator=g))
+            x = torch.randn(4 * rows, n, generator=g)
+            wanted = run_layer(x, [rows] * 4, state, gates.step(kind), reverse=True)
+            try:
+                found = run_segments(x, [rows] * 4, state, gates._steps(kind, True), reverse=True)
+            except (RuntimeError, AttributeError):  # not compiled for this CPU, or gone from this version of torch
+                return False
+            if not all(map(torch.equal, (found[0], *found[1]), (wanted[0], *wanted[1]))):
+                return False
+    return True
 
 
 class _Cell(nn.Module):
@@ -45,22 +143,9 @@ class _Cell(nn.Module):
         for name in ("bias_ih", "bias_hh"):
             self.register_parameter(name, constant(getattr(module, name + suffix, None)))
 
-    def of_input(self, x: Tensor) -> Tensor:
-        """What inputs give to the gates."""
-        return product(x, self.weight_ih, self.bias_ih)
-
-    def step(self, kind: Kind, x: Tensor, state: State) -> State:
-        """The state after a step."""
-        return step_of(kind, self.recurrent, None if self.weight_hr is None else self.project)(x, state)
-
-    def recurrent(self, h: Tensor) -> Tensor:
-        """What the hidden state gives to the gates."""
-        return product(h, self.weight_hh, self.bias_hh)
-
-    def project(self, h: Tensor) -> Tensor:
-        """The projected hidden state."""
-        assert self.weight_hr is not None
-        return product(h, self.weight_hr)
+    def gates(self) -> Gates:
+        """The same, as values."""
+        return Gates(self.weight_ih, self.weight_hh, self.weight_hr, self.bias_ih, self.bias_hh)
 
 
 class QRecurrent(Leaf):
@@ -112,12 +197,28 @@ class QRecurrent(Leaf):
         if steps == 0:
             raise IntactError("a sequence has no steps", where=self.mode, got=tuple(input.shape))
         single = input.ndim == 2
-        state = self._state(hx if hx is None or not single else self._unsqueezed(hx), x, batch, None)
-        y, state = self._packed(x.reshape(steps * batch, self.input_size), [batch] * steps, state)
-        y = y.reshape(steps, batch, y.shape[-1])
+        hx = self._unsqueezed(hx) if single and hx is not None else hx
+        if recording():
+            y, *rest = self._recorded(x, hx)
+            state = tuple(rest)
+        else:
+            flat = x.reshape(steps * batch, self.input_size)
+            y, state = self._packed(flat, [batch] * steps, self._state(hx, x, batch, None))
+            y = y.reshape(steps, batch, y.shape[-1])
         if single:
             return y[:, 0], self._last(tuple(s[:, 0] for s in state))
         return (y.transpose(0, 1) if self.batch_first else y), self._last(state)
+
+    def _recorded(self, x: Tensor, hx: Any) -> list[Tensor]:
+        """One operation for it all."""
+        gates = [cast(_Cell, cell).gates() for cell in self.cells]
+        weights = [t for g in gates for t in (
+            *operands(g.weight_ih), *operands(g.weight_hh), *operands(g.weight_hr), g.bias_ih, g.bias_hh)]
+        state = [] if hx is None else list(hx) if self.kind == "lstm" else [hx]
+        settings = {"how": how_to_json(self.how), "kind": self.kind, "ways": 2 if self.bidirectional else 1,
+                    "hidden": self.hidden_size, "out": self.proj_size or self.hidden_size}
+        found: list[Tensor] = torch.ops.intact.leaf_recurrent(x, state, weights, json.dumps(settings))
+        return found
 
     def _unsqueezed(self, hx: Any) -> Any:
         return tuple(s.unsqueeze(1) for s in hx) if self.kind == "lstm" else hx.unsqueeze(1)
@@ -139,22 +240,9 @@ class QRecurrent(Leaf):
         return state if order is None else tuple(s.index_select(1, order) for s in state)
 
     def _packed(self, x: Tensor, sizes: list[int], state: State) -> tuple[Tensor, State]:
-        ways = 2 if self.bidirectional else 1
-        lasts: list[State] = []
-        for layer in range(self.num_layers):
-            outputs = []
-            for way in range(ways):
-                index = layer * ways + way
-                cell = cast(_Cell, self.cells[index])
-                first = tuple(s[index] for s in state)
-                step = step_of(self.kind, cell.recurrent, None if cell.weight_hr is None else cell.project)
-                y, last = run_layer(cell.of_input(x), sizes, first, step, reverse=way == 1)
-                outputs.append(y)
-                lasts.append(last)
-            x = torch.cat(outputs, 1) if ways == 2 else outputs[0]
-            if self.dropout and layer < self.num_layers - 1:
-                x = F.dropout(x, self.dropout, self.training)
-        return x, tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
+        gates = [cast(_Cell, cell).gates() for cell in self.cells]
+        dropout = self.dropout if self.training else 0.0
+        return run_layers(x, sizes, state, gates, self.kind, 2 if self.bidirectional else 1, dropout)
 
     def extra_repr(self) -> str:
         """Sizes and encoding."""
@@ -200,7 +288,8 @@ class QRecurrentCell(Leaf):
                 if tuple(s.shape) != wanted:
                     raise IntactError("the state does not fit the cell", where=self.kind, got=tuple(s.shape),
                                       allowed=wanted)
-        state = self.cell.step(self.kind, self.cell.of_input(x), state)
+        gates = self.cell.gates()
+        state = gates.step(self.kind)(gates.of_input(x), state)
         if single:
             state = tuple(s[0] for s in state)
         return state if count == 2 else state[0]

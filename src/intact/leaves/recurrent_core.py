@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["Kind", "State", "run_layer", "step_of"]
+__all__ = ["Kind", "State", "run_layer", "run_segments", "step_of"]
 
 Kind = Literal["lstm", "gru", "tanh", "relu"]
 State = tuple[Tensor, ...]
 #: the state after a step, from what the input gives to the gates (rows, gates * hidden) and the state before
 Step = Callable[[Tensor, State], State]
+#: all steps: from what the input gives to the gates (steps, rows, gates * hidden) and the state before, the state after
+#: and, written to the third operand, the hidden state after every step (steps, rows, hidden)
+Steps = Callable[[Tensor, State, Tensor], State]
 Product = Callable[[Tensor], Tensor]
 
 
@@ -28,17 +32,19 @@ def step_of(kind: Kind, recurrent: Product, projection: Product | None = None) -
 
     def lstm(x: Tensor, state: State) -> State:
         h, c = state
-        i, f, g, o = (x + recurrent(h)).chunk(4, 1)
-        c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
+        both, g, o = (x + recurrent(h)).split([2 * c.shape[1], c.shape[1], c.shape[1]], 1)
+        i, f = torch.sigmoid(both).chunk(2, 1)
+        c = torch.addcmul(f * c, i, torch.tanh(g))
         h = torch.sigmoid(o) * torch.tanh(c)
         return (h if projection is None else projection(h)), c
 
     def gru(x: Tensor, state: State) -> State:
         (h,) = state
-        (xr, xz, xn), (hr, hz, hn) = x.chunk(3, 1), recurrent(h).chunk(3, 1)
-        r, z = torch.sigmoid(xr + hr), torch.sigmoid(xz + hz)
+        sizes = [2 * h.shape[1], h.shape[1]]
+        (xs, xn), (hs, hn) = x.split(sizes, 1), recurrent(h).split(sizes, 1)
+        r, z = torch.sigmoid(xs + hs).chunk(2, 1)
         n = torch.tanh(torch.addcmul(xn, r, hn))
-        return (n + z * (h - n),)
+        return (torch.lerp(n, h, z),)
 
     def plain(x: Tensor, state: State) -> State:
         (h,) = state
@@ -74,3 +80,19 @@ def run_layer(x: Tensor, sizes: Sequence[int], state: State, step: Step, *, reve
     if reverse:
         outputs.reverse()
     return torch.cat(outputs), state
+
+
+def run_segments(
+    x: Tensor, sizes: Sequence[int], state: State, steps: Steps, *, reverse: bool
+) -> tuple[Tensor, State]:
+    """As :func:`run_layer`, with all steps that have the same number of sequences at once."""
+    y, segments, begin = x.new_empty(x.shape[0], state[0].shape[1]), [], 0
+    for rows, same in groupby(sizes):
+        count = len(list(same))
+        segments.append((begin, count, rows))
+        begin += count * rows
+    for begin, count, rows in reversed(segments) if reverse else segments:
+        part = slice(begin, begin + count * rows)
+        new = steps(x[part].view(count, rows, -1), tuple(s[:rows] for s in state), y[part].view(count, rows, -1))
+        state = tuple(torch.cat((n, s[rows:])) for n, s in zip(new, state, strict=True))
+    return y, state

@@ -8,13 +8,14 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from intact.arithmetic import quantize_weight
 from intact.errors import NonFiniteError, PlanError
 from intact.leaves.group_codes import group_codes, pack, unpack
 from intact.leaves.how import Dynamic, Float16, LeafHow, WeightOnly
 from intact.observers import weight_qparams
-from intact.private import fingerprint, pack_matrix
+from intact.private import ROW_MARGIN, fingerprint, pack_matrix
 from intact.types import INT8_NARROW, PerChannel, PerGroup, PerTensor, PerToken
 
 __all__ = ["Derived", "QWeight", "encode", "skeleton"]
@@ -38,10 +39,19 @@ class Derived:
         self.row_scale = scale if scale.ndim == 2 else scale.reshape(-1).expand(codes.shape[0]).contiguous()
         self.offsets = (self.sums.to(torch.float32) * self.row_scale.reshape(codes.shape[0], -1)).sum(1)
 
+        self.zeros = torch.zeros(codes.shape[0], dtype=torch.int32, device=codes.device)
+        self._packed: dict[int, Tensor] = {}
+
     @cached_property
-    def packed(self) -> Tensor:
-        """The codes of a matrix once more, laid out for the fast product."""
-        return pack_matrix(self.codes)
+    def wide(self) -> Tensor:
+        """The codes of a matrix with columns of zeros for what stands behind the codes of rows."""
+        return F.pad(self.codes, (0, ROW_MARGIN))
+
+    def packed(self, margin: int) -> Tensor:
+        """The codes of a matrix once more, with ``margin`` columns of zeros behind, laid out for the fast product."""
+        if margin not in self._packed:
+            self._packed[margin] = pack_matrix(F.pad(self.codes, (0, margin)))
+        return self._packed[margin]
 
 
 class QWeight(nn.Module):
@@ -103,8 +113,8 @@ class QWeight(nn.Module):
 
     def derived(self) -> Derived:
         """What follows from codes and scales; made again when they were written to."""
-        codes, scale = self.codes, self.scale
-        assert scale is not None
+        codes, scale = self._buffers["codes"], self._buffers["scale"]  # not by way of Module.__getattr__
+        assert codes is not None and scale is not None
         lasting = not (codes.is_inference() or scale.is_inference())  # those do not say when they are written to
         key = fingerprint((codes, scale)) if lasting else None
         if self._derived is None or key is None or self._derived[0] != key:

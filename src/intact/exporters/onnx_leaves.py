@@ -1,0 +1,127 @@
+"""An eager model with quantized layers -> ONNX, and the proof that the runtime's integers are the layers' own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from intact.errors import ExportError
+from intact.exporters.builder import place
+from intact.exporters.certificate import Certificate
+from intact.exporters.files import check_path, is_large, placed, write
+from intact.exporters.leaf_certificate import Batch, certify_leaves
+from intact.exporters.onnx_build import build_float, output_names
+from intact.exporters.onnx_float import unsupported
+from intact.graph import FloatModel
+from intact.graph.capture import capture, evaluation_mode, normalise_example
+from intact.graph.tree import first_tensor, leaves, map_leaves
+from intact.leaves import has_leaves
+from intact.leaves.recording import as_operations
+
+__all__ = ["export_leaves"]
+
+_SAMPLES = 8  # to compare on; what is between the layers is compared value by value
+
+
+def export_leaves(
+    model: nn.Module, path: str | Path, *, example_inputs: Any = None, data: Any = None,
+    external_data: bool | None = None, dynamic: Any = None,
+) -> Certificate:
+    """Write a model with quantized layers in ONNX, after it was run in ONNX Runtime.
+
+    The model is captured; every quantized layer stays one operation, which is written in the form that the runtime has
+    integer kernels for: ``DynamicQuantizeLinear`` and ``MatMulInteger`` (activations per tensor), the same by rows
+    (per token), ``ConvInteger``, ``MatMulNBits`` (weights of 4 and 8 bits), codes that are looked up (embeddings), a
+    ``Scan`` of such products (LSTM, GRU, RNN). Integers must be equal, each operation given the runtime's own
+    operands; nothing is left behind if one is not.
+
+    Args:
+        model: from ``quantize_dynamic`` or ``quantize_weights``; it is not changed.
+        path: the file to write.
+        example_inputs: a batch to capture with: a tensor, a tuple of positional inputs, or a dict of keyword inputs.
+            The batch size stays free.
+        data: likewise, to compare on; by default the same.
+        external_data: weights in a file of their own; by default above 1.8 GB.
+        dynamic: axes besides the batch that stay free, as :func:`intact.capture` takes them.
+
+    Returns:
+        The certificate, which is also stored beside the model as ``<path>.certificate.json``.
+
+    Raises:
+        ExportError: before anything is written: nothing is quantized, there are no inputs, an operation has no ONNX
+            form, an integer differs.
+        CaptureError: if the model cannot be captured.
+
+    >>> import tempfile, intact
+    >>> q = intact.quantize_dynamic(nn.Linear(8, 4))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     export_leaves(q, f"{folder}/net.onnx", example_inputs=torch.randn(3, 8)).codes_differ
+    0
+    """
+    target = Path(path)
+    _check(model, example_inputs, str(target))
+    check_path(target)
+    with as_operations():
+        captured = capture(model, example_inputs, dynamic=dynamic)
+    _refuse_unsupported(captured)
+    batches = _batches(model, captured, example_inputs if data is None else data)
+    proto = build_float(captured)
+    with placed(target) as draft:
+        write(proto, draft, is_large(proto) if external_data is None else external_data)
+        onnx.checker.check_model(str(draft), full_check=True)
+        certificate = certify_leaves(captured, draft, batches)
+        if not certificate.ok:
+            raise ExportError("the runtime gives other integers", where=certificate.first_difference,
+                              got=f"{certificate.codes_differ} of {certificate.codes_compared} differ",
+                              fix="nothing was written; report this model")
+        (draft.parent / f"{target.name}.certificate.json").write_text(certificate.to_json() + "\n")
+    return certificate
+
+
+def _check(model: nn.Module, example_inputs: Any, where: str) -> None:
+    if not has_leaves(model):
+        raise ExportError("nothing in the model is quantized", where=where, got=type(model).__name__,
+                          fix="call intact.quantize, intact.quantize_dynamic or intact.quantize_weights first")
+    if example_inputs is None:
+        raise ExportError("an eager model is captured with inputs, and there are none", where=where,
+                          fix="pass example_inputs=: a batch of what the model is called with")
+
+
+def _refuse_unsupported(model: FloatModel) -> None:
+    bad = [f"{place(n)}: {reason}" for n in model.graph if n.op != "opaque" and (reason := unsupported(n))]
+    bad += [f"{call.path}: could not be captured ({call.reason})" for call in model.opaque.values()]
+    if bad:
+        raise ExportError("the model has operations without ONNX form", where=bad[0].partition(": ")[0],
+                          got="; ".join(bad[:5]), fix="write this part of the model with other operations")
+
+
+def _batches(model: nn.Module, captured: FloatModel, data: Any) -> list[Batch]:
+    """The samples to compare on, and fewer of them, with what the user's module gives for them."""
+    args, kwargs = normalise_example(data)
+    first = first_tensor((args, kwargs))
+    size = 1 if first is None or not first.ndim else int(first.shape[0])
+    batches = []
+    for count in sorted({min(size, _SAMPLES), min(size, 3), 1}, reverse=True):
+        some, named = _cut(args, size, count), _cut(kwargs, size, count)
+        with evaluation_mode(model), torch.no_grad():
+            found = [t for t in leaves(model(*some, **named)) if isinstance(t, Tensor)]
+        names = [name for name, _ in output_names(captured.graph)]
+        if len(found) != len(names):
+            raise ExportError("the captured model has other outputs than the module", got=f"{len(names)} tensors",
+                              allowed=f"{len(found)} tensors")
+        batches.append(Batch(captured.signature.bind(some, named), dict(zip(names, found, strict=True))))
+    return batches
+
+
+def _cut(value: Any, size: int, count: int) -> Any:
+    """The first samples of everything that has as many as the batch."""
+    def cut(x: Any) -> Any:
+        return x[:count] if isinstance(x, Tensor) and x.ndim and x.shape[0] == size else x
+
+    found = map_leaves(value, cut)
+    return dict(found) if isinstance(value, Mapping) else found

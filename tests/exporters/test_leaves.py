@@ -1,0 +1,274 @@
+"""Models with quantized layers in ONNX: ONNX Runtime's integers are the layers' own."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import intact
+from intact.errors import ExportError, IntactError
+from intact.exporters import leaf_forms
+from intact.exporters.runtime import optimised_nodes
+from intact.leaves import Dynamic, Float16, LeafHow, WeightOnly
+from intact.types import PerChannel, PerGroup, PerTensor, PerToken
+from tests.leaves.test_operations import First
+from tests.zoo.bert import Encoder, MaskKind, tokens
+
+INTEGER = [Dynamic(w, a) for w in (PerTensor(), PerChannel(0), PerGroup(1, 16)) for a in (PerToken(), PerTensor())]
+REAL: list[LeafHow] = [Float16(), *(WeightOnly(bits, grain, symmetric) for bits in (4, 8) for symmetric in (True, False)
+                                    for grain in (PerChannel(0), PerGroup(1, 16), PerGroup(1, 48), PerGroup(1, 4)))]
+
+
+def export(q: nn.Module, x: Any, folder: Path) -> tuple[intact.Certificate, onnxruntime.InferenceSession]:
+    certificate = intact.export(q, folder / "net.onnx", example_inputs=x)
+    assert certificate.ok and certificate.not_fused == ()
+    return certificate, onnxruntime.InferenceSession(folder / "net.onnx", providers=["CPUExecutionProvider"])
+
+
+def run(session: onnxruntime.InferenceSession, *xs: Tensor) -> list[Tensor]:
+    feeds = {i.name: x.numpy() for i, x in zip(session.get_inputs(), xs, strict=True)}
+    return [torch.from_numpy(np.asarray(y)) for y in session.run(None, feeds)]
+
+
+@pytest.mark.parametrize("how", INTEGER, ids=str)
+@pytest.mark.parametrize("rank", [2, 3])
+def test_integer_products_are_equal_bit_for_bit(how: Dynamic, rank: int, tmp_path: Path) -> None:
+    q = intact.quantize_dynamic(nn.Sequential(nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 20, bias=False)),
+                                {nn.Linear: how})
+    certificate, session = export(q, torch.randn(4, *[3] * (rank - 2), 48), tmp_path)
+    assert certificate.codes_compared and certificate.clean and not certificate.results_differ
+    assert certificate.integer_mac_share == 1.0
+    for batch in (1, 5, 40):
+        x = torch.randn(batch, *[3] * (rank - 2), 48) * 7.0
+        assert torch.equal(run(session, x)[0], q(x))
+
+
+@pytest.mark.parametrize("how", REAL, ids=str)
+def test_products_with_real_weights_have_those_weights(how: LeafHow, tmp_path: Path) -> None:
+    q = intact.quantize_dynamic(nn.Linear(144, 32), {"": how})
+    certificate, session = export(q, torch.randn(4, 144), tmp_path)
+    assert certificate.codes_compared == 144 * 32  # every weight, by one-hot inputs
+    x = torch.randn(7, 144)
+    assert torch.allclose(run(session, x)[0], q(x), atol=1e-5)
+    assert ("MatMulNBits" in certificate.kernels_actual) == (
+        isinstance(how, WeightOnly) and how.weight != PerGroup(1, 4))
+
+
+@pytest.mark.parametrize("how", [*INTEGER, *REAL], ids=str)
+def test_rows_of_embeddings_are_equal_bit_for_bit(how: LeafHow, tmp_path: Path) -> None:
+    q = intact.quantize_dynamic(nn.Embedding(20, 144), {"": how})
+    _, session = export(q, torch.randint(0, 20, (4, 3)), tmp_path)
+    index = torch.randint(0, 20, (2, 3))
+    assert torch.equal(run(session, index)[0], q(index))
+
+
+@pytest.mark.parametrize("how", [INTEGER[2], INTEGER[3], REAL[0], REAL[1], REAL[-4]], ids=str)
+@pytest.mark.parametrize("axes", [1, 2])
+def test_convolutions(how: LeafHow, axes: int, tmp_path: Path) -> None:
+    kind, size = (nn.Conv1d, (9,)) if axes == 1 else (nn.Conv2d, (9, 8))
+    q = intact.quantize_dynamic(kind(16, 8, 3, stride=2, padding=1, dilation=1, groups=2), {"": how})
+    certificate, session = export(q, torch.randn(4, 16, *size), tmp_path)
+    x = torch.randn(3, 16, *size)
+    if isinstance(how, Dynamic):
+        assert certificate.clean and torch.equal(run(session, x)[0], q(x))
+    assert torch.allclose(run(session, x)[0], q(x), atol=1e-5)
+
+
+RECURRENT = {
+    "lstm": lambda: nn.LSTM(16, 8, num_layers=2, bidirectional=True),
+    "projected": lambda: nn.LSTM(16, 32, proj_size=16, batch_first=True),
+    "gru": lambda: nn.GRU(16, 8, bidirectional=True, batch_first=True),
+    "tanh": lambda: nn.RNN(16, 8, bias=False, batch_first=True),
+    "relu": lambda: nn.RNN(16, 8, nonlinearity="relu", bidirectional=True, num_layers=2, batch_first=True),
+}
+
+
+@pytest.mark.parametrize("how", [Dynamic(), Dynamic(PerChannel(0), PerTensor()), Dynamic(PerGroup(1, 8)), Float16(),
+                                 WeightOnly(4, PerGroup(1, 8))], ids=str)
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_layers_have_equal_integers_at_every_step(name: str, how: LeafHow, tmp_path: Path) -> None:
+    layer = RECURRENT[name]()
+    q = intact.quantize_dynamic(First(layer), {type(layer): how})
+    x = torch.randn(4, 6, 16)
+    if name == "lstm":  # its batch is the second axis
+        q, x = nn.Sequential(Turned(), q), x
+    certificate, session = export(q, x, tmp_path)
+    assert bool(certificate.codes_compared) == isinstance(how, Dynamic)
+    x = torch.randn(3, 6, 16)
+    for mine, theirs in zip(run(session, x), q(x), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5 if not isinstance(how, Dynamic) else 1e-2)
+
+
+class Turned(nn.Module):
+    """Steps first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(0, 1)
+
+
+def test_a_cell_and_a_bag(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag, self.cell = nn.EmbeddingBag(20, 16, padding_idx=0), nn.GRUCell(16, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h: Tensor = self.cell(self.bag(x))
+            return h
+
+    q, x = intact.quantize_dynamic(Net()), torch.randint(0, 20, (4, 3))
+    _, session = export(q, x, tmp_path)
+    assert torch.allclose(run(session, x[:2])[0], q(x[:2]), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [MaskKind.ADDED_WHERE, MaskKind.FILLED, MaskKind.MULTIHEAD])
+def test_an_encoder_shares_the_codes_of_q_k_and_v(kind: MaskKind, tmp_path: Path) -> None:
+    net = Encoder(kind).eval()
+    q, x = intact.quantize_dynamic(net), tokens(4)
+    certificate, session = export(q, x, tmp_path)
+    found = Counter(n.op_type for n in optimised_nodes(tmp_path / "net.onnx"))
+    assert found["MatMulIntegerToFloat"] == 13 and found["QuantizeLinear"] == 9  # 2 layers of 4, and the pooler
+    y = run(session, *tokens(3, seed=1).values())[0]
+    assert torch.allclose(y, q(**tokens(3, seed=1))["last_hidden_state"], atol=0.05)
+    assert certificate.codes_compared > 10_000 and certificate.results_largest_difference < 1e-5
+
+
+def test_per_tensor_activations_become_the_runtimes_fused_kernel(tmp_path: Path) -> None:
+    q = intact.quantize_dynamic(Encoder().eval(), {nn.Linear: Dynamic(PerChannel(0), PerTensor())})
+    certificate, _ = export(q, tokens(4), tmp_path)
+    # q, k and v share the codes of their operand; the rest is one kernel each
+    assert certificate.kernels_actual == {"DynamicQuantizeMatMul": 7, "MatMulIntegerToFloat": 6}
+
+
+def test_files_are_small_and_tied_weights_stand_once(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.head = nn.Embedding(512, 256), nn.Linear(256, 512, bias=False)
+            self.head.weight = self.words.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(self.words(x))
+            return y
+
+    x, size = torch.randint(0, 512, (4, 3)), 4 * 512 * 256
+    for q, share in ((intact.quantize_dynamic(Tied()), 0.28), (intact.quantize_weights(Tied(), group=64), 0.16),
+                     (intact.quantize_dynamic(Tied(), dtype="float16"), 0.52)):
+        _, session = export(q, x, tmp_path)
+        assert (tmp_path / "net.onnx").stat().st_size < share * size
+        assert torch.allclose(run(session, x)[0], q(x), atol=1e-4)
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.sampled_from(["token", "tensor"]),
+       st.sampled_from([1e-12, 1e-3, 1.0, 1e20]), st.integers(0, 999))
+def test_hard_operands(m: int, k: int, n: int, per: str, size: float, seed: int) -> None:
+    """Sizes of every remainder; constant rows, ties, zeros."""
+    from intact.exporters.onnx_build import build_float
+    from intact.exporters.runtime import open_session
+    from intact.graph.capture import capture
+    from intact.leaves.recording import as_operations
+
+    g = torch.Generator().manual_seed(seed)
+    layer = nn.Linear(k, n)
+    how = Dynamic(PerChannel(0), PerToken() if per == "token" else PerTensor())
+    q = intact.quantize_dynamic(layer, {"": how})
+    x = size * torch.randn(m + 2, k, generator=g)
+    x[0] = x[0, 0]
+    x[1] = torch.randint(0, 9, (k,), generator=g) * size
+    with as_operations():
+        session = open_session(build_float(capture(q, x)))
+    assert torch.equal(run(session, x)[0], q(x))
+
+
+# -- what is refused ----------------------------------------------------------------------------
+
+
+def refused(folder: Path) -> None:
+    assert list(folder.iterdir()) == []
+
+
+def test_a_model_without_quantized_layers(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="nothing in the model is quantized"):
+        intact.export(nn.Linear(8, 4), tmp_path / "net.onnx", example_inputs=torch.randn(3, 8))
+    refused(tmp_path)
+
+
+def test_no_inputs(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="pass example_inputs="):
+        intact.export(intact.quantize_dynamic(nn.Linear(8, 4)), tmp_path / "net.onnx")
+    with pytest.raises(ExportError, match="unknown export format"):
+        intact.export(intact.quantize_dynamic(nn.Linear(8, 4)), tmp_path / "net.xyz", example_inputs=torch.randn(3, 8))
+    with pytest.raises(IntactError, match="does not fit the layer"):
+        intact.export(intact.quantize_dynamic(nn.Linear(8, 4)), tmp_path / "net.onnx", example_inputs=torch.randn(3, 9))
+    refused(tmp_path)
+
+
+def test_an_operation_without_onnx_form_is_named(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.bag = nn.Linear(8, 4), nn.EmbeddingBag(20, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.inner(x)
+            return y.kthvalue(2, dim=1).values
+
+    with pytest.raises(ExportError, match=r"aten\.kthvalue"):
+        q = intact.quantize_dynamic(Net(), {"inner"})
+        intact.export(q, tmp_path / "net.onnx", example_inputs=torch.randn(3, 8))
+    refused(tmp_path)
+
+
+def test_a_module_that_cannot_be_captured_is_named_with_the_reason(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * float(x.sum()) if float(x.sum()) > 0 else x
+
+    q = intact.quantize_dynamic(nn.Sequential(nn.Linear(8, 4), Odd()))
+    with pytest.raises(ExportError, match=r"1: could not be captured"):
+        intact.export(q, tmp_path / "net.onnx", example_inputs=torch.randn(3, 8))
+    refused(tmp_path)
+
+
+def test_another_arithmetic_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaf_forms, "ROW_EPSILON", 1e-6)
+    q = intact.quantize_dynamic(nn.Linear(8, 4))
+    with pytest.raises(ExportError, match="other integers"):
+        intact.export(q, tmp_path / "net.onnx", example_inputs=torch.randn(3, 8))
+    refused(tmp_path)
+
+
+def test_another_function_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from intact.exporters import onnx_ops
+
+    monkeypatch.setitem(onnx_ops.UNARY, "sigmoid", onnx_ops.UNARY["tanh"])
+    q = intact.quantize_dynamic(nn.Sequential(nn.Linear(8, 4), nn.Sigmoid()))
+    with pytest.raises(ExportError, match="computes something else"):
+        intact.export(q, tmp_path / "net.onnx", example_inputs=torch.randn(3, 8))
+    refused(tmp_path)
+
+
+def test_the_file_says_what_it_is(tmp_path: Path) -> None:
+    q, x = intact.quantize_dynamic(nn.Linear(8, 4)), torch.randn(3, 8)
+    first = intact.export(q, tmp_path / "a.onnx", example_inputs=x)
+    intact.export(q, tmp_path / "b.onnx", example_inputs=x, data=torch.randn(9, 8))
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert json.loads((tmp_path / "a.onnx.certificate.json").read_text())["codes_differ"] == 0
+    assert "0 of" in str(first) and "float results" in str(first)
+    model = onnx.load(tmp_path / "a.onnx")
+    assert {f.name for f in model.functions} == {"MatMulIntegerToFloat"}  # with its definition in standard ONNX
+    wide = intact.quantize_dynamic(nn.Linear(64, 64))
+    intact.export(wide, tmp_path / "c.onnx", example_inputs=torch.randn(3, 64), external_data=True)
+    assert (tmp_path / "c.onnx.data").exists()
