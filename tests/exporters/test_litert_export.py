@@ -179,6 +179,9 @@ def test_a_model_for_another_runtime(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="another target") as caught:
         intact.export(q, tmp_path / "net.tflite")
     assert "target='litert'" in str(caught.value)
+    for target, said in (("litert", "computes in float"), ("litert_reference", "have no C form")):
+        with pytest.raises(ExportError, match=said):
+            intact.export(made(target)[0], tmp_path / "net.c")
     q, _ = made()
     with pytest.raises(ExportError, match="no such free axis"):
         intact.export(q, tmp_path / "net.tflite", sizes={"length": 5})
