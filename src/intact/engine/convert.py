@@ -67,7 +67,7 @@ def _within_int32(graph: Graph, bindings: Mapping[str, Binding]) -> Graph:
         dims = [shape[-1]] if b.op == "matmul" else [shape[axis] for axis in a["axes"]]
         reach = math.prod(max(p.qtype.qmax - int(p.zero_point), int(p.zero_point) - p.qtype.qmin) for p in b.inputs)
         names = sorted({s for d in dims for s in symbols_of(d)} - {BATCH})
-        most = (2**31 - 1) // reach
+        most = (int(min(2.0**31, b.arithmetic.accumulator_limit)) - 1) // reach
         for symbol in names:
             low, high = limits[symbol]
             share = int(most ** (1 / len(names)))  # each of several axes may be so long

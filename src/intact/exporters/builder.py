@@ -111,12 +111,9 @@ class Builder:
         return self._stored(helper.make_tensor(base, TensorProto.BFLOAT16, list(value.shape), raw, raw=True), base)
 
     def _stored(self, tensor: onnx.TensorProto, base: str) -> str:
-        known = self.initializers.get(base)
-        if known is not None:
-            if known == tensor:
-                return base
-            tensor.name = self.unique(base)
-        self._names.add(tensor.name)
+        if self.initializers.get(base) == tensor:
+            return base
+        tensor.name = self.unique(base)  # the name may be another tensor's, or that of a node's output
         self.initializers[tensor.name] = tensor
         return tensor.name
 

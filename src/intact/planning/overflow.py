@@ -16,10 +16,12 @@ from torch import Tensor
 from intact.arithmetic import PoolRule, accumulator_bounds, pairs_saturate, quantize_kernel_weight, quantize_weight
 from intact.errors import PlanError
 from intact.graph import FloatModel, Node
+from intact.graph.free import limits_of
 from intact.planning.plan import Decision, WeightSpec
 from intact.planning.recipe import How, Quant
 from intact.targets import Target
 from intact.types import Fixed, Free, Joined, QSpec, QType, Shared
+from intact.types.dims import resolve_dim
 
 __all__ = ["check_accumulators", "without_saturation"]
 
@@ -108,10 +110,10 @@ def _bound(layer: _Layer, model: FloatModel, weights: Mapping[str, WeightSpec], 
     shape = model.graph[node.inputs[0]].shape
     axes = {"matmul": [-1], "mean": node.attrs.get("axes", [])}.get(node.op)
     sizes = node.attrs["kernel"] if axes is None else [shape[a] for a in axes]
-    if not all(isinstance(n, int) for n in sizes):
-        raise PlanError("a sum over an axis without a fixed size could overflow any accumulator", where=layer.where,
-                        got=list(shape), fix="leave this operation in float")
-    return float(math.prod(sizes)) * math.prod(layer.reach(i) for i in range(len(node.inputs)))
+    # a free axis at its smallest: how long it may become is limited when the model is converted
+    lowest = {name: low for name, (low, _) in limits_of(model.graph).items()}
+    count = float(math.prod(resolve_dim(n, lowest) for n in sizes))
+    return count * math.prod(layer.reach(i) for i in range(len(node.inputs)))
 
 
 def check_accumulators(

@@ -31,7 +31,7 @@ def get_target(target: TargetLike) -> Target:
     if isinstance(target, os.PathLike) or Path(str(target)).suffix == ".toml":
         return load_target(target)
     if target not in TARGETS:
-        near = difflib.get_close_matches(str(target), TARGETS, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(target), TARGETS, n=1, cutoff=0.65)
         raise PlanError("unknown target", got=target, allowed=f"{', '.join(TARGETS)}, or a file *.toml",
                         fix=f"did you mean {near[0]!r}?" if near else None)
     return TARGETS[target]
