@@ -19,9 +19,9 @@ import numpy as np
 from _common import arguments, emit, images, interleaved, log, median, network, ratio, shape
 
 import intact.api as intact
-from intact.exporters.c_compiler import compiler_version, find_compiler
-from intact.exporters.c_file import header, source
-from intact.exporters.c_program import build_program
+from intact.exporters.c.compiler import compiler_version, find_compiler
+from intact.exporters.c.file import header, source
+from intact.exporters.c.program import build_program
 
 NETWORKS = ("resnet20", "keyword", "autoencoder", "mobilenet_v2")
 SPEED_LIMIT, FLASH_LIMIT, ARENA_LIMIT = 1.0, 1.2, 1.1

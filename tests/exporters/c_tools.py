@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import intact
-from intact.exporters.c_compiler import compile_network, find_compiler, read_trace, run_samples
-from intact.exporters.c_export import sample_codes
-from intact.exporters.c_file import header, source, vector_program
-from intact.exporters.c_program import CProgram, build_program
+from intact.exporters.c.compiler import compile_network, find_compiler, read_trace, run_samples
+from intact.exporters.c.export import sample_codes
+from intact.exporters.c.file import header, source, vector_program
+from intact.exporters.c.program import CProgram, build_program
 
 __all__ = ["SANITIZED", "STRICT", "differences", "needs_compiler", "needs_gcc", "written"]
 

@@ -8,8 +8,8 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from intact.exporters.litert_file import LiteRTOp, LiteRTTensor, litert_bytes, schema
-from intact.exporters.litert_run import LiteRTKernels, LiteRTModel
+from intact.exporters.litert.file import LiteRTOp, LiteRTTensor, litert_bytes, schema
+from intact.exporters.litert.run import LiteRTKernels, LiteRTModel
 from intact.reference.litert import elementwise, linear, move, pool, softmax, tables
 from intact.reference.litert.quant import Activation, Kernels, Quant
 

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 import intact
 from intact.arithmetic import shared_fixed_point
 from intact.errors import ExportError
-from intact.exporters import c_export
-from intact.exporters.c_compiler import compile_network, run_samples
-from intact.exporters.c_ops import C_OPS
+from intact.exporters.c.compiler import compile_network, run_samples
+from intact.exporters.c.ops import C_OPS
 from tests.zoo import ZOO
 
 from .c_tools import differences, needs_compiler, needs_gcc, written
@@ -141,7 +140,7 @@ def test_without_a_compiler_the_certificate_says_so(tmp_path: Path, monkeypatch:
 @needs_compiler
 def test_other_codes_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fixed = shared_fixed_point
-    monkeypatch.setattr("intact.exporters.c_ops.shared_fixed_point", lambda r: (fixed(r)[0], fixed(r)[1] + 1))
+    monkeypatch.setattr("intact.exporters.c.ops.shared_fixed_point", lambda r: (fixed(r)[0], fixed(r)[1] + 1))
     with pytest.raises(ExportError, match="other codes") as caught:
         intact.export(tiny("resnet8"), tmp_path / "net.c")
     assert "edge" in str(caught.value) and not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from intact.arithmetic import Multiplier, Requantize, Rounding, fixed_point, requantize
 from intact.errors import ExportError
-from intact.exporters.c_arithmetic import arithmetic_snippets, arithmetic_words, check_arithmetic
+from intact.exporters.c.arithmetic import arithmetic_snippets, arithmetic_words, check_arithmetic
 from intact.targets import get_target
 
 from .c_tools import SANITIZED, STRICT, needs_gcc

@@ -19,7 +19,7 @@ import intact
 from intact.arithmetic import Arithmetic, Requantize, Rounding
 from intact.engine import QModel
 from intact.errors import PlanError
-from intact.exporters.c_ops import C_OPS
+from intact.exporters.c.ops import C_OPS
 from intact.graph import Graph, Node
 from intact.graph.signature import Signature
 from intact.kernels import KERNELS, UNARY_OPS, Binding

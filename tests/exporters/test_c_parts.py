@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intact.exporters.c_layout import Stored, collapse, steps, viewed
-from intact.exporters.c_memory import Block, largest_live, place_blocks
-from intact.exporters.c_names import Names, comment, identifier
+from intact.exporters.c.layout import Stored, collapse, steps, viewed
+from intact.exporters.c.memory import Block, largest_live, place_blocks
+from intact.exporters.c.names import Names, comment, identifier
 
 
 @given(st.text())

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 import intact
 from intact.errors import ExportError, IntactError
-from intact.exporters import leaf_forms
 from intact.exporters.runtime import optimised_nodes
 from intact.leaves import Dynamic, Float16, LeafHow, WeightOnly
 from intact.types import PerChannel, PerGroup, PerTensor, PerToken
@@ -175,7 +174,7 @@ def test_files_are_small_and_tied_weights_stand_once(tmp_path: Path) -> None:
        st.sampled_from([1e-12, 1e-3, 1.0, 1e20]), st.integers(0, 999))
 def test_hard_operands(m: int, k: int, n: int, per: str, size: float, seed: int) -> None:
     """Sizes of every remainder; constant rows, ties, zeros."""
-    from intact.exporters.onnx_build import build_float
+    from intact.exporters.onnx.build import build_float
     from intact.exporters.runtime import open_session
     from intact.graph.capture import capture
     from intact.leaves.recording import as_operations
@@ -251,7 +250,6 @@ def test_another_arithmetic_is_found_out(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_another_function_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from intact.exporters import onnx_ops
 
     monkeypatch.setitem(onnx_ops.UNARY, "sigmoid", onnx_ops.UNARY["tanh"])
     q = intact.quantize_dynamic(nn.Sequential(nn.Linear(8, 4), nn.Sigmoid()))

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert: pip install 'intact[litert]'")
 
-from intact.exporters.litert_run import LiteRTModel
+from intact.exporters.litert.run import LiteRTModel
 from intact.reference.litert import linear
 from intact.reference.litert.quant import Kernels, Quant
 from tests.exporters.litert_cases import CASES, SETS, codes, run, tensor
@@ -42,7 +42,7 @@ def test_the_sets_of_kernels_differ() -> None:
 
 
 def test_intermediate_tensors_can_be_read() -> None:
-    from intact.exporters.litert_file import LiteRTOp, litert_bytes
+    from intact.exporters.litert.file import LiteRTOp, litert_bytes
 
     q = Quant(0.5)
     x = codes(np.random.default_rng(0), (1, 4, 4, 3), q)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import intact
 from intact.errors import ExportError
 from intact.exporters.certificate import Certificate
-from intact.exporters.litert_export import build_litert, compare_litert
-from intact.exporters.litert_file import schema
-from intact.exporters.litert_run import LiteRTKernels, LiteRTModel
+from intact.exporters.litert.export import build_litert, compare_litert
+from intact.exporters.litert.file import schema
+from intact.exporters.litert.run import LiteRTKernels, LiteRTModel
 from tests.contract.test_targets import REFUSED, captured
 from tests.parity.cases import CASES, Case
 from tests.parity.harness import calibrated, differing, hard_inputs, integer_ops

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert: pip install 'intact[litert]'")
 
 from intact.errors import ExportError
-from intact.exporters.litert_file import LiteRTOp, LiteRTTensor, litert_bytes, schema
-from intact.exporters.litert_run import LiteRTModel
+from intact.exporters.litert.file import LiteRTOp, LiteRTTensor, litert_bytes, schema
+from intact.exporters.litert.run import LiteRTModel
 
 
 def _dense(dtype: str = "int8") -> tuple[list[LiteRTTensor], list[LiteRTOp]]:

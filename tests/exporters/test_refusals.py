@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import intact
 from intact.errors import ExportError
 from intact.exporters import float_onnx, onnx_qdq
-from intact.exporters.onnx_float import EXPORTABLE
+from intact.exporters.onnx.float import EXPORTABLE
 from intact.graph.generic import declared
 from intact.targets.catalog.onnxruntime import ONNXRUNTIME
 

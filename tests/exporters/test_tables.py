@@ -13,7 +13,7 @@ from torch import nn
 
 import intact
 from intact.exporters.builder import Builder
-from intact.exporters.onnx_tables import _FORMS, _POSITION_DEPENDENT
+from intact.exporters.onnx.tables import _FORMS, _POSITION_DEPENDENT
 from intact.exporters.runtime import open_session, optimised_nodes, wrap
 from intact.graph import Graph, Node
 

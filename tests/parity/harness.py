@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import intact
 from intact.exporters.certificate import Certificate, certify
-from intact.exporters.onnx_build import build, instrumented
+from intact.exporters.onnx.build import build, instrumented
 from intact.simulation.bind import bind
 from intact.types import Fixed, QParams, Shared
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import intact
-from intact.exporters.c_compiler import compile_network, find_compiler, run_samples
-from intact.exporters.c_program import build_program
+from intact.exporters.c.compiler import compile_network, find_compiler, run_samples
+from intact.exporters.c.program import build_program
 
 from .data import cifar10_test, cifar10_train, requires_shared, resnet20
 

@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor, nn
 
 import intact
-from intact.exporters.litert_export import build_litert, compare_litert
+from intact.exporters.litert.export import build_litert, compare_litert
 from tests.parity.harness import differing
 
 from .data import cifar10_test, cifar10_train, imagenet_sample, requires_shared, resnet20, squeezenet

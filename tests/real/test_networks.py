@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import intact
-from intact.exporters.onnx_qdq import build
+from intact.exporters.onnx.qdq import build
 from intact.exporters.runtime import open_session
 
 from .data import cifar10_test, cifar10_train, imagenet_sample, requires_shared, resnet20, squeezenet

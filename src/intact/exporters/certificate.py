@@ -17,7 +17,7 @@ from torch import Tensor
 
 from intact.arithmetic import dequantize
 from intact.engine import QModel
-from intact.exporters.onnx_build import Instrumented, output_names
+from intact.exporters.onnx.build import Instrumented, output_names
 from intact.exporters.runtime import Array, open_session, optimised_nodes
 from intact.graph.free import free_symbols, limits_of, resized
 from intact.graph.signature import check_inputs, split_batch

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from intact.errors import ExportError
 from intact.exporters.builder import IR_VERSION, OPSET, Builder, onnx_type
-from intact.exporters.onnx_functions import FUNCTIONS
+from intact.exporters.onnx.functions import FUNCTIONS
 
 __all__ = ["latencies", "open_session", "optimised_nodes", "run_model", "wrap"]
 

@@ -20,11 +20,11 @@ from intact.errors import ExportError
 from intact.exporters.builder import place
 from intact.exporters.certificate import Certificate, example_inputs, named_inputs
 from intact.exporters.files import check_path
-from intact.exporters.litert_build import Builder, Dialect, Perm, channels_last
-from intact.exporters.litert_file import litert_bytes, schema
-from intact.exporters.litert_ops import EMITTERS
-from intact.exporters.litert_run import LiteRTKernels, LiteRTModel
-from intact.exporters.onnx_build import IO, output_names
+from intact.exporters.litert.build import Builder, Dialect, Perm, channels_last
+from intact.exporters.litert.file import litert_bytes, schema
+from intact.exporters.litert.ops import EMITTERS
+from intact.exporters.litert.run import LiteRTKernels, LiteRTModel
+from intact.exporters.onnx.build import IO, output_names
 from intact.graph.free import free_symbols, resized
 from intact.graph.signature import check_inputs
 from intact.targets.catalog.litert import LITERT, LITERT_REFERENCE

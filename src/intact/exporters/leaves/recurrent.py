@@ -15,8 +15,8 @@ import numpy as np
 from onnx import helper
 
 from intact.exporters.builder import Builder, onnx_type
-from intact.exporters.leaf_forms import Probe, prepared, product, reshaped
-from intact.exporters.leaf_weights import LeafWeight, numbers, parameter, real, weight_of
+from intact.exporters.leaves.forms import Probe, prepared, product, reshaped
+from intact.exporters.leaves.weights import LeafWeight, numbers, parameter, real, weight_of
 from intact.graph import Node
 from intact.leaves.how import Dynamic
 from intact.types import PerToken

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from intact.errors import ExportError
-from intact.exporters.c_file import unpacked
-from intact.exporters.c_program import CProgram, Port
+from intact.exporters.c.file import unpacked
+from intact.exporters.c.program import CProgram, Port
 
 __all__ = ["FLAGS", "compile_network", "compiler_version", "find_compiler", "read_trace", "run_samples"]
 

@@ -10,18 +10,18 @@ from string import Template
 from intact.arithmetic import REFERENCE, Requantize
 from intact.engine import QModel
 from intact.errors import ExportError
-from intact.exporters import c_passive, c_transform
 from intact.exporters.builder import place
-from intact.exporters.c_arithmetic import arithmetic_snippets, check_arithmetic
-from intact.exporters.c_builder import Buffer, CBuilder, Step, c_type
-from intact.exporters.c_kernels import KERNEL_SNIPPETS
-from intact.exporters.c_layout import Stored
-from intact.exporters.c_memory import Block, largest_live, place_blocks
-from intact.exporters.c_moves import MOVE_SNIPPETS
-from intact.exporters.c_names import Names, identifier
-from intact.exporters.c_norms import NORM_SNIPPETS
-from intact.exporters.c_ops import C_OPS
-from intact.exporters.onnx_build import output_names
+from intact.exporters.c import c_transform
+from intact.exporters.c.arithmetic import arithmetic_snippets, check_arithmetic
+from intact.exporters.c.builder import Buffer, CBuilder, Step, c_type
+from intact.exporters.c.kernels import KERNEL_SNIPPETS
+from intact.exporters.c.layout import Stored
+from intact.exporters.c.memory import Block, largest_live, place_blocks
+from intact.exporters.c.moves import MOVE_SNIPPETS
+from intact.exporters.c.names import Names, identifier
+from intact.exporters.c.norms import NORM_SNIPPETS
+from intact.exporters.c.ops import C_OPS
+from intact.exporters.onnx.build import output_names
 from intact.graph import Node
 
 __all__ = ["CProgram", "Port", "build_program"]

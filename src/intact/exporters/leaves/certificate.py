@@ -17,9 +17,9 @@ from intact.arithmetic import quantize_rows, quantize_tensor, tensor_range
 from intact.errors import ExportError
 from intact.exporters.builder import Builder, place
 from intact.exporters.certificate import Certificate
-from intact.exporters.leaf_forms import Probe, product
-from intact.exporters.leaf_weights import LeafWeight, weight_of
-from intact.exporters.onnx_build import opened
+from intact.exporters.leaves.forms import Probe, product
+from intact.exporters.leaves.weights import LeafWeight, weight_of
+from intact.exporters.onnx.build import opened
 from intact.exporters.runtime import Array, open_session, optimised_nodes, wrap
 from intact.graph import FloatModel, Node
 from intact.graph.float_model import run_node

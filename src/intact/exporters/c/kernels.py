@@ -7,7 +7,7 @@ are those that compilers vectorize, at -O2 too: they know that nothing is left o
 
 from __future__ import annotations
 
-from intact.exporters.c_arithmetic import Snippet
+from intact.exporters.c.arithmetic import Snippet
 
 __all__ = ["KERNEL_SNIPPETS"]
 

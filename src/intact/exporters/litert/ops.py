@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from intact.exporters.litert_build import Builder
+from intact.exporters.litert.build import Builder
 from intact.graph import Node
 from intact.kernels import KERNELS, MOVES, UNARY_OPS, Binding
 from intact.kernels.concat import rescaled

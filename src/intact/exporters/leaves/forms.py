@@ -12,7 +12,7 @@ import torch
 from intact.arithmetic import ROW_EPSILON
 from intact.errors import ExportError
 from intact.exporters.builder import Builder, onnx_type, place
-from intact.exporters.leaf_weights import (
+from intact.exporters.leaves.weights import (
     LeafWeight,
     block_of,
     integers,
@@ -23,7 +23,7 @@ from intact.exporters.leaf_weights import (
     real_transposed,
     weight_of,
 )
-from intact.exporters.onnx_functions import RUNTIME_DOMAIN
+from intact.exporters.onnx.functions import RUNTIME_DOMAIN
 from intact.graph import Node
 from intact.leaves.how import Dynamic
 from intact.types import PerToken

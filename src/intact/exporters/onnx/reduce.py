@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from intact.exporters.onnx_call import Call, aten
+from intact.exporters.onnx.call import Call, aten
 
 __all__: list[str] = []
 

@@ -14,9 +14,9 @@ from intact.errors import ExportError
 from intact.exporters.builder import place
 from intact.exporters.certificate import Certificate
 from intact.exporters.files import check_path, is_large, placed, write
-from intact.exporters.leaf_certificate import Batch, certify_leaves
-from intact.exporters.onnx_build import build_float, output_names
-from intact.exporters.onnx_float import unsupported
+from intact.exporters.leaves.certificate import Batch, certify_leaves
+from intact.exporters.onnx.build import build_float, output_names
+from intact.exporters.onnx.float import unsupported
 from intact.graph import FloatModel
 from intact.graph.capture import capture, evaluation_mode, normalise_example
 from intact.graph.tree import first_tensor, leaves, map_leaves

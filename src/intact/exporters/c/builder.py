@@ -16,12 +16,12 @@ from intact.arithmetic import Multiplier, Requantize, quantize
 from intact.engine import QModel
 from intact.errors import ExportError
 from intact.exporters.builder import place
-from intact.exporters.c_arithmetic import arithmetic_snippets, arithmetic_words
-from intact.exporters.c_kernels import KERNEL_SNIPPETS
-from intact.exporters.c_layout import Stored, collapse
-from intact.exporters.c_moves import MOVE_SNIPPETS
-from intact.exporters.c_names import Names, comment
-from intact.exporters.c_norms import NORM_SNIPPETS
+from intact.exporters.c.arithmetic import arithmetic_snippets, arithmetic_words
+from intact.exporters.c.kernels import KERNEL_SNIPPETS
+from intact.exporters.c.layout import Stored, collapse
+from intact.exporters.c.moves import MOVE_SNIPPETS
+from intact.exporters.c.names import Names, comment
+from intact.exporters.c.norms import NORM_SNIPPETS
 from intact.graph import Node
 from intact.types import QParams
 from intact.types.dims import BATCH, resolve_shape

@@ -11,8 +11,8 @@ from onnx import TensorProto
 from intact.arithmetic import dequantize, quantize
 from intact.errors import ExportError
 from intact.exporters.builder import Builder
-from intact.exporters.onnx_functions import RUNTIME_DOMAIN
-from intact.exporters.onnx_ops import UNARY
+from intact.exporters.onnx.functions import RUNTIME_DOMAIN
+from intact.exporters.onnx.ops import UNARY
 from intact.exporters.runtime import Array, run_model, wrap
 from intact.graph import Node
 from intact.kernels import KERNELS, Binding

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from intact.exporters.onnx_call import Call, aten
+from intact.exporters.onnx.call import Call, aten
 
 __all__: list[str] = []
 

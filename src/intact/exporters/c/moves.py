@@ -1,8 +1,8 @@
-"""Operations in C that pool, average, move codes or look them up. See :mod:`intact.exporters.c_kernels`."""
+"""Operations in C that pool, average, move codes or look them up. See :mod:`intact.exporters.c.kernels`."""
 
 from __future__ import annotations
 
-from intact.exporters.c_arithmetic import Snippet
+from intact.exporters.c.arithmetic import Snippet
 
 __all__ = ["MOVE_SNIPPETS"]
 

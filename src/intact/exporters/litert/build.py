@@ -11,8 +11,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from intact.arithmetic import Arithmetic, quantize
-from intact.exporters.litert_file import LiteRTOp, LiteRTTensor, schema
-from intact.exporters.litert_run import LiteRTKernels
+from intact.exporters.litert.file import LiteRTOp, LiteRTTensor, schema
+from intact.exporters.litert.run import LiteRTKernels
 from intact.graph import Graph
 from intact.kernels import Binding
 from intact.kernels.base import activation_codes

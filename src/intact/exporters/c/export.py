@@ -16,9 +16,9 @@ from torch import Tensor
 from intact.arithmetic import BinaryRule, MeanRule, PoolRule, ResizeRule, SoftmaxRule
 from intact.engine import QModel
 from intact.errors import ExportError
-from intact.exporters.c_compiler import compile_network, compiler_version, find_compiler, read_trace, run_samples
-from intact.exporters.c_file import header, source, vector_program
-from intact.exporters.c_program import CProgram, build_program
+from intact.exporters.c.compiler import compile_network, compiler_version, find_compiler, read_trace, run_samples
+from intact.exporters.c.file import header, source, vector_program
+from intact.exporters.c.program import CProgram, build_program
 from intact.exporters.certificate import Certificate, example_inputs, named_inputs
 from intact.exporters.files import check_path
 from intact.graph.free import free_symbols

@@ -1,4 +1,4 @@
-"""Operations in C that move codes or look them up; registered like those of :mod:`intact.exporters.c_ops`."""
+"""Operations in C that move codes or look them up; registered like those of :mod:`intact.exporters.c.ops`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from intact.arithmetic import multiplier
-from intact.exporters.c_builder import CBuilder, at
-from intact.exporters.c_layout import Stored, viewed
-from intact.exporters.c_ops import broadcast_steps, c_op, codes_of
+from intact.exporters.c.builder import CBuilder, at
+from intact.exporters.c.layout import Stored, viewed
+from intact.exporters.c.ops import broadcast_steps, c_op, codes_of
 from intact.graph import Node
 from intact.kernels import UNARY_OPS, Kernel
 from intact.types.dims import BATCH, resolve_dim

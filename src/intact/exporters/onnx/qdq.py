@@ -12,8 +12,8 @@ from intact.errors import ExportError
 from intact.exporters.builder import place
 from intact.exporters.certificate import Certificate, certify
 from intact.exporters.files import check_path, is_large, placed, write
-from intact.exporters.onnx_build import IO, build, build_float, instrumented
-from intact.exporters.onnx_float import unsupported
+from intact.exporters.onnx.build import IO, build, build_float, instrumented
+from intact.exporters.onnx.float import unsupported
 from intact.graph import FloatModel, Node
 
 __all__ = ["RUNTIMES", "build", "export_onnx", "float_onnx"]

@@ -12,9 +12,9 @@ from onnx import helper
 from intact.engine import QModel
 from intact.errors import ExportError
 from intact.exporters.builder import Builder
-from intact.exporters.onnx_float import emit_float
-from intact.exporters.onnx_int import emit_integer
-from intact.exporters.onnx_tables import emit_table
+from intact.exporters.onnx.float import emit_float
+from intact.exporters.onnx.int import emit_integer
+from intact.exporters.onnx.tables import emit_table
 from intact.exporters.runtime import wrap
 from intact.graph import FloatModel, Graph, Node
 from intact.simulation.program import value_tables

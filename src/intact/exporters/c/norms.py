@@ -1,8 +1,8 @@
-"""Softmax, layer norm and bilinear interpolation in C. See :mod:`intact.exporters.c_kernels`."""
+"""Softmax, layer norm and bilinear interpolation in C. See :mod:`intact.exporters.c.kernels`."""
 
 from __future__ import annotations
 
-from intact.exporters.c_arithmetic import Snippet
+from intact.exporters.c.arithmetic import Snippet
 
 __all__ = ["NORM_SNIPPETS"]
 

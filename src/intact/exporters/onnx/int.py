@@ -9,8 +9,8 @@ from onnx import TensorProto
 
 from intact.errors import ExportError
 from intact.exporters.builder import Builder, place
-from intact.exporters.onnx_ops import MOVES, avg_pool_attrs, conv_attrs, pad, resize
-from intact.exporters.onnx_tables import emit_unary
+from intact.exporters.onnx.ops import MOVES, avg_pool_attrs, conv_attrs, pad, resize
+from intact.exporters.onnx.tables import emit_unary
 from intact.graph import Node
 from intact.kernels import KERNELS, UNARY_OPS, Binding
 

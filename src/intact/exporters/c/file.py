@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from intact.arithmetic import Arithmetic
-from intact.exporters.c_builder import CTYPES, Axes, CBuilder, wrapped
-from intact.exporters.c_layout import Stored
-from intact.exporters.c_names import comment
-from intact.exporters.c_program import CProgram, Port
+from intact.exporters.c.builder import CTYPES, Axes, CBuilder, wrapped
+from intact.exporters.c.layout import Stored
+from intact.exporters.c.names import comment
+from intact.exporters.c.program import CProgram, Port
 from intact.types import QParams
 
 __all__ = ["header", "source", "unpacked", "vector_program"]

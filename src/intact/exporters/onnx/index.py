@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from intact.exporters.onnx_call import Call, aten
+from intact.exporters.onnx.call import Call, aten
 
 __all__: list[str] = []
 

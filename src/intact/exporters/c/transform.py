@@ -1,13 +1,13 @@
-"""Softmax, layer norm and bilinear interpolation; registered like the operations of :mod:`intact.exporters.c_ops`."""
+"""Softmax, layer norm and bilinear interpolation; registered like the operations of :mod:`intact.exporters.c.ops`."""
 
 from __future__ import annotations
 
 import math
 
 from intact.arithmetic.layer_norm import normalized_bits, normalized_limit
-from intact.exporters.c_builder import CBuilder, at
-from intact.exporters.c_layout import collapse
-from intact.exporters.c_ops import c_op, channels_last, codes_of, refuse
+from intact.exporters.c.builder import CBuilder, at
+from intact.exporters.c.layout import collapse
+from intact.exporters.c.ops import c_op, channels_last, codes_of, refuse
 from intact.graph import Node
 from intact.kernels import Kernel
 

@@ -11,8 +11,8 @@ import torch
 from intact.arithmetic import Multiplier, Requantize, multiplier, shared_fixed_point
 from intact.errors import ExportError
 from intact.exporters.builder import place
-from intact.exporters.c_builder import CBuilder, at
-from intact.exporters.c_layout import Stored, collapse
+from intact.exporters.c.builder import CBuilder, at
+from intact.exporters.c.layout import Stored, collapse
 from intact.graph import Node
 from intact.kernels import Kernel
 from intact.kernels.base import activation_codes

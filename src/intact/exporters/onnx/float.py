@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from intact.errors import ExportError
-from intact.exporters import onnx_elementwise, onnx_index, onnx_reduce  # noqa: F401  (they register their forms)
 from intact.exporters.builder import Builder, onnx_type, place
-from intact.exporters.leaf_forms import LEAF_FORMS
-from intact.exporters.leaf_recurrent import recurrent_node
-from intact.exporters.onnx_call import ATEN, call
-from intact.exporters.onnx_ops import MOVES, UNARY, avg_pool_attrs, clip, conv_attrs, pad, resize
+from intact.exporters.leaves.forms import LEAF_FORMS
+from intact.exporters.leaves.recurrent import recurrent_node
+from intact.exporters.onnx import elementwise, onnx_index, onnx_reduce  # noqa: F401  (they register their forms)
+from intact.exporters.onnx.call import ATEN, call
+from intact.exporters.onnx.ops import MOVES, UNARY, avg_pool_attrs, clip, conv_attrs, pad, resize
 from intact.graph import Node
 from intact.types import QTensor
 

@@ -1,0 +1,1 @@
+"""Eager models with quantized layers in ONNX."""
