@@ -112,8 +112,8 @@ def _bound(layer: _Layer, model: FloatModel, weights: Mapping[str, WeightSpec], 
     sizes = node.attrs["kernel"] if axes is None else [shape[a] for a in axes]
     # a free axis at its smallest: how long it may become is limited when the model is converted
     lowest = {name: low for name, (low, _) in limits_of(model.graph).items()}
-    count = float(math.prod(resolve_dim(n, lowest) for n in sizes))
-    return count * math.prod(layer.reach(i) for i in range(len(node.inputs)))
+    length = float(math.prod(resolve_dim(n, lowest) for n in sizes))
+    return length * math.prod(layer.reach(i) for i in range(len(node.inputs)))
 
 
 def check_accumulators(
