@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import intact
 from intact.arithmetic import shared_fixed_point
 from intact.errors import ExportError
+from intact.exporters.c import export as c_export
 from intact.exporters.c.compiler import compile_network, run_samples
 from intact.exporters.c.ops import C_OPS
 from tests.zoo import ZOO

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 import intact
 from intact.errors import ExportError, IntactError
+from intact.exporters.leaves import forms
+from intact.exporters.onnx import ops
 from intact.exporters.runtime import optimised_nodes
 from intact.leaves import Dynamic, Float16, LeafHow, WeightOnly
 from intact.types import PerChannel, PerGroup, PerTensor, PerToken
@@ -242,7 +244,7 @@ def test_a_module_that_cannot_be_captured_is_named_with_the_reason(tmp_path: Pat
 
 
 def test_another_arithmetic_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leaf_forms, "ROW_EPSILON", 1e-6)
+    monkeypatch.setattr(forms, "ROW_EPSILON", 1e-6)
     q = intact.quantize_dynamic(nn.Linear(8, 4))
     with pytest.raises(ExportError, match="other integers"):
         intact.export(q, tmp_path / "net.onnx", example_inputs=torch.randn(3, 8))
@@ -251,7 +253,7 @@ def test_another_arithmetic_is_found_out(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_another_function_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
-    monkeypatch.setitem(onnx_ops.UNARY, "sigmoid", onnx_ops.UNARY["tanh"])
+    monkeypatch.setitem(ops.UNARY, "sigmoid", ops.UNARY["tanh"])
     q = intact.quantize_dynamic(nn.Sequential(nn.Linear(8, 4), nn.Sigmoid()))
     with pytest.raises(ExportError, match="computes something else"):
         intact.export(q, tmp_path / "net.onnx", example_inputs=torch.randn(3, 8))

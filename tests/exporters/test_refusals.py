@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import intact
 from intact.errors import ExportError
-from intact.exporters import float_onnx, onnx_qdq
+from intact.exporters import float_onnx
+from intact.exporters.onnx import qdq
 from intact.exporters.onnx.float import EXPORTABLE
 from intact.graph.generic import declared
 from intact.targets.catalog.onnxruntime import ONNXRUNTIME
@@ -75,7 +76,7 @@ def test_a_model_that_can_be_exported_has_no_such_note() -> None:
 
 def test_a_missing_folder_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     q = intact.quantize(nn.Linear(8, 4), [torch.randn(8, 8)], progress=False)
-    monkeypatch.setattr(onnx_qdq, "build", None)
+    monkeypatch.setattr(qdq, "build", None)
     with pytest.raises(ExportError, match="the output folder does not exist") as caught:
         intact.export(q, tmp_path / "none" / "net.onnx")
     assert caught.value.where == str(tmp_path / "none" / "net.onnx")

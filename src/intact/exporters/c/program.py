@@ -11,7 +11,7 @@ from intact.arithmetic import REFERENCE, Requantize
 from intact.engine import QModel
 from intact.errors import ExportError
 from intact.exporters.builder import place
-from intact.exporters.c import c_transform
+from intact.exporters.c import passive, transform
 from intact.exporters.c.arithmetic import arithmetic_snippets, check_arithmetic
 from intact.exporters.c.builder import Buffer, CBuilder, Step, c_type
 from intact.exporters.c.kernels import KERNEL_SNIPPETS
@@ -26,7 +26,7 @@ from intact.graph import Node
 
 __all__ = ["CProgram", "Port", "build_program"]
 
-_REGISTERED = (c_passive, c_transform)  # importing them registers their operations
+_REGISTERED = (passive, transform)  # importing them registers their operations
 
 _ANY_FIXED = replace(REFERENCE, requantize=Requantize.FIXED_POINT)
 

@@ -13,7 +13,7 @@ from intact.errors import ExportError
 from intact.exporters.builder import Builder, onnx_type, place
 from intact.exporters.leaves.forms import LEAF_FORMS
 from intact.exporters.leaves.recurrent import recurrent_node
-from intact.exporters.onnx import elementwise, onnx_index, onnx_reduce  # noqa: F401  (they register their forms)
+from intact.exporters.onnx import elementwise, index, reduce  # noqa: F401  (they register their forms)
 from intact.exporters.onnx.call import ATEN, call
 from intact.exporters.onnx.ops import MOVES, UNARY, avg_pool_attrs, clip, conv_attrs, pad, resize
 from intact.graph import Node
