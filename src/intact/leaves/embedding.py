@@ -17,11 +17,6 @@ from intact.leaves.weight import QWeight
 __all__ = ["QEmbedding", "QEmbeddingBag", "look_up"]
 
 
-def _table_refusal(module: nn.Module) -> str | None:
-    table = cast("nn.Embedding | nn.EmbeddingBag", module)
-    return "max_norm rescales the table as it is read" if table.max_norm is not None else None
-
-
 def look_up(index: Tensor, weight: QWeight) -> Tensor:
     """Rows of a table in float32, (*shape of index, columns)."""
     if recording():
@@ -30,7 +25,24 @@ def look_up(index: Tensor, weight: QWeight) -> Tensor:
     return weight.rows(index.reshape(-1)).reshape(*index.shape, weight.shape[1])
 
 
-class QEmbedding(Leaf):
+class _Table(Leaf):
+    """What both kinds of tables share."""
+
+    qweight: QWeight
+
+    @staticmethod
+    def refusal(module: nn.Module, how: LeafHow) -> str | None:
+        """A table that changes as it is read stays float."""
+        table = cast("nn.Embedding | nn.EmbeddingBag", module)
+        return "max_norm rescales the table as it is read" if table.max_norm is not None else None
+
+    @property
+    def weight(self) -> Tensor:
+        """The table that the codes stand for, made anew."""
+        return self.qweight.real()
+
+
+class QEmbedding(_Table):
     """``nn.Embedding``; only the rows that are asked for become float.
 
     >>> import torch, intact
@@ -50,16 +62,6 @@ class QEmbedding(Leaf):
         table = cast(nn.Embedding, module)
         return cls(table, make(table.weight, "weight"), how)
 
-    @staticmethod
-    def refusal(module: nn.Module, how: LeafHow) -> str | None:
-        """A table that changes as it is read stays float."""
-        return _table_refusal(module)
-
-    @property
-    def weight(self) -> Tensor:
-        """The table that the codes stand for, made anew."""
-        return self.qweight.real()
-
     def forward(self, input: Tensor) -> Tensor:
         """Rows of the table."""
         return look_up(input, self.qweight)
@@ -69,7 +71,7 @@ class QEmbedding(Leaf):
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.how}"
 
 
-class QEmbeddingBag(Leaf):
+class QEmbeddingBag(_Table):
     """``nn.EmbeddingBag``: sums, means or maxima of rows.
 
     >>> import torch, intact
@@ -90,16 +92,6 @@ class QEmbeddingBag(Leaf):
         """The leaf in the place of an embedding bag."""
         table = cast(nn.EmbeddingBag, module)
         return cls(table, make(table.weight, "weight"), how)
-
-    @staticmethod
-    def refusal(module: nn.Module, how: LeafHow) -> str | None:
-        """A table that changes as it is read stays float."""
-        return _table_refusal(module)
-
-    @property
-    def weight(self) -> Tensor:
-        """The table that the codes stand for, made anew."""
-        return self.qweight.real()
 
     def forward(
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
