@@ -1,4 +1,9 @@
-"""Models with quantized layers in ONNX: ONNX Runtime's integers are the layers' own."""
+"""Models with quantized layers in ONNX: ONNX Runtime's integers are the layers' own.
+
+Integers are compared with equality, by the certificate. Tolerances stand only at float outputs: ONNX Runtime adds
+float32 products in another order than torch, and where a float operation stands before a dynamic layer that last bit
+may move a code, which is a step of that layer's output.
+"""
 
 from __future__ import annotations
 

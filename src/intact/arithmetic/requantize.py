@@ -11,7 +11,7 @@ from intact.arithmetic.arithmetic import REFERENCE, Arithmetic, Requantize
 from intact.arithmetic.fixed_point import fixed_point, gemmlowp_multiplier, scaled, scaled_twice
 from intact.arithmetic.rounding import Rounding, round_to_int
 
-__all__ = ["Multiplier", "multiplier", "requantize", "saturate"]
+__all__ = ["Multiplier", "multiplier", "requantize"]
 
 _DOUBLE_EXACT = 2.0**21  # an accumulator below it, times 31 bits, and half a step, is a float64
 
@@ -111,8 +111,3 @@ def _round_small(x: Tensor, rounding: Rounding) -> Tensor:
     if rounding is Rounding.HALF_AWAY:
         return x.add_(torch.copysign(torch.tensor(0.5, dtype=x.dtype, device=x.device), x)).trunc_()
     return (x if rounding is Rounding.FLOOR else x.add_(0.5)).floor_()
-
-
-def saturate(codes: Tensor, low: int, high: int) -> Tensor:
-    """Clamp integer-valued codes."""
-    return codes.clamp(low, high)
