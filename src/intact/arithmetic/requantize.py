@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +14,7 @@ from intact.arithmetic.rounding import Rounding, round_to_int
 
 __all__ = ["Multiplier", "multiplier", "requantize"]
 
+_PART = 1 << 15  # numbers
 _DOUBLE_EXACT = 2.0**21  # an accumulator below it, times 31 bits, and half a step, is a float64
 
 
@@ -97,11 +99,31 @@ def requantize(
     if arithmetic.requantize is Requantize.FIXED_POINT_TWICE:
         whole = scaled_twice(accumulator, by.m0, by.shift)
     elif by.small and not (inside & 1 or (inside and arithmetic.rounding is Rounding.HALF_AWAY)):
-        codes = _round_small(accumulator.to(torch.float64).mul_(by.real), arithmetic.rounding)
-        return codes.add_(zero_point).clamp_(low, high).to(torch.float32)
+        codes = accumulator if accumulator.dtype == torch.float32 else torch.empty_like(accumulator, dtype=torch.float32)
+        for part, result, real in _in_cache(accumulator, codes, by.real):
+            wide = _round_small(part.to(torch.float64).mul_(real), arithmetic.rounding)
+            result.copy_(wide.add_(zero_point).clamp_(low, high))
+        return codes
     else:
         whole = scaled(accumulator, by.m0, by.shift, arithmetic.rounding, inside)
     return whole.add_(zero_point).clamp_(low, high).to(torch.float32)
+
+
+def _in_cache(x: Tensor, y: Tensor, by: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Views of two tensors of one shape, and of what is broadcast to it, of which several passes stay in the cache."""
+    if x.numel() <= _PART or not x.ndim:
+        yield x, y, by
+        return
+    axis = max((i for i in range(x.ndim) if x.shape[i] > 1), key=x.stride)  # what lies together stays together
+    step = max(1, _PART * x.shape[axis] // x.numel())
+    for at in range(0, x.shape[axis], step):
+        size = min(step, x.shape[axis] - at)
+        varies = by.ndim == x.ndim and by.shape[axis] > 1
+        parts = x.narrow(axis, at, size), y.narrow(axis, at, size), by.narrow(axis, at, size) if varies else by
+        if parts[0].numel() > _PART:
+            yield from _in_cache(*parts)
+        else:
+            yield parts
 
 
 def _round_small(x: Tensor, rounding: Rounding) -> Tensor:
