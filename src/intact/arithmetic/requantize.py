@@ -11,8 +11,10 @@ from intact.arithmetic.arithmetic import REFERENCE, Arithmetic, Requantize
 from intact.arithmetic.fixed_point import fixed_point, gemmlowp_multiplier, scaled, scaled_twice
 from intact.arithmetic.rounding import Rounding, round_to_int
 
-__all__ = ["Multiplier", "multiplier", "requantize"]
+__all__ = ["PRODUCT_LIMIT", "Multiplier", "multiplier", "requantize"]
 
+#: what is requantized in integers stays below it: times a multiplier of 31 bits, and half a step, it fits in 64
+PRODUCT_LIMIT = 2**31
 _DOUBLE_EXACT = 2.0**21  # an accumulator below it, times 31 bits, and half a step, is a float64
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intact.arithmetic import add_codes, dequantize, mul_codes, quantize, sub_codes
+from intact.arithmetic import PRODUCT_LIMIT, add_codes, dequantize, mul_codes, quantize, sub_codes
+from intact.errors import PlanError
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
 from intact.kernels.functions import UNARY_OPS
 from intact.types import QParams
@@ -66,6 +67,15 @@ for _op in UNARY_OPS:
     kernel(_op)(LookupKernel)
 
 
+def _check_product(binding: Binding) -> None:
+    """The plan proves this of all zero points that may be chosen; a model from a file has not seen it."""
+    zeros = [int(q.zero_point) for q in binding.inputs]
+    a, b = (max(q.qtype.qmax - z, z - q.qtype.qmin) for q, z in zip(binding.inputs, zeros, strict=True))
+    if a * b >= PRODUCT_LIMIT:
+        raise PlanError("a product of two activations can pass 32 bits", where=binding.where, got=f"{a * b:,}",
+                        allowed=f"below {PRODUCT_LIMIT:,}", fix="give one operand the zero point 0, or fewer bits")
+
+
 @kernel("add", "sub", "mul")
 class BinaryKernel(Kernel):
     """A function of two operands that broadcast; a table where both have at most 8 bits."""
@@ -75,6 +85,8 @@ class BinaryKernel(Kernel):
         qa, qb = binding.inputs
         self.low, self.high = activation_codes(binding)
         self.table: Tensor | None = None
+        if binding.op == "mul" and binding.arithmetic.integer_only:
+            _check_product(binding)
         if qa.qtype.bits + qb.qtype.bits <= _TABLE_BITS:
             self.width = qb.qtype.qmax - qb.qtype.qmin + 1
             self.offset = qa.qtype.qmin * self.width + qb.qtype.qmin

@@ -14,7 +14,7 @@ from intact.errors import PlanError
 from intact.graph import PASSIVE_OPS, FloatModel, Graph, Hint, Node
 from intact.graph.attention import attention_softmaxes, scores
 from intact.planning.hints import hints_by_node, how_of
-from intact.planning.overflow import check_accumulators, without_saturation
+from intact.planning.overflow import check_accumulators, check_products, without_saturation
 from intact.planning.plan import Coverage, Decision, Plan, Rejection, WeightSpec
 from intact.planning.recipe import Float, How, Quant, Recipe, match_rules
 from intact.planning.specs import edge_specs
@@ -80,6 +80,7 @@ def plan(model: FloatModel, target: TargetLike = "onnxruntime", recipe: Recipe |
                **_weights(model, decisions, hows, where)}
     weights, narrowed = without_saturation(model, decisions, edges, weights, hows, where)
     check_accumulators(model, decisions, edges, weights, where)
+    check_products(model, decisions, edges, where)
     notes = (*model.notes, *_hint_notes(graph, hinted), *narrowed, *_not_exported(graph, decisions, where))
     return Plan(where, graph, decisions, edges, weights, rejections, _coverage(model, decisions), notes, wish, hinted)
 
