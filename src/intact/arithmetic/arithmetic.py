@@ -7,8 +7,8 @@ from enum import Enum
 
 from intact.arithmetic.rounding import Rounding
 
-__all__ = ["REFERENCE", "Arithmetic", "BinaryRule", "MeanRule", "PoolRule", "Requantize", "ResizeRule",
-           "SoftmaxRule"]
+__all__ = ["REFERENCE", "Arithmetic", "BinaryRule", "FunctionRule", "MeanRule", "PoolRule", "Requantize",
+           "ResizeRule", "SoftmaxRule"]
 
 
 class BinaryRule(Enum):
@@ -62,6 +62,13 @@ class SoftmaxRule(Enum):
     FLOAT_TABLE = "float_table"  # LiteRT's other kernels: a float32 table, summed from left to right; 8 bits
 
 
+class FunctionRule(Enum):
+    """How a function of one code is computed; of 8 bits and less always by a table of all codes."""
+
+    TABLE = "table"  # of all codes: 128 KB at 16 bits
+    INTERPOLATED = "interpolated"  # straight lines between knots, as few as stay within half a code of 16 bits
+
+
 @dataclass(frozen=True)
 class Arithmetic:
     """How a runtime quantizes, rounds, adds, multiplies and averages.
@@ -77,6 +84,7 @@ class Arithmetic:
         mean: rule for whole axes.
         resize: rule for bilinear interpolation.
         softmax: rule for softmax, where it runs in integers.
+        functions: rule for functions of one value.
         zero_inside_pool: the zero point is added before the rounding in windowed average pooling.
         accumulator_bits: width of the accumulator; a layer that could overflow it is refused.
         requantize: rule for accumulators.
@@ -95,6 +103,7 @@ class Arithmetic:
     mean: MeanRule = MeanRule.SUM
     resize: ResizeRule = ResizeRule.PRODUCTS
     softmax: SoftmaxRule = SoftmaxRule.TABLES
+    functions: FunctionRule = FunctionRule.TABLE
     zero_inside_pool: bool = False
     accumulator_bits: int = 32
     requantize: Requantize = Requantize.FLOAT

@@ -230,11 +230,25 @@ class Builder:
             self._shapes[key] = self.op("Concat", [self.size(d) for d in shape], "shape", axis=0)
         return self._shapes[key]
 
+    def weight_codes(self, w: QTensor, name: str) -> str:
+        """Codes as int8; those of at most 4 bits stand in the file two a byte.
+
+        The session folds the cast when it opens the file, so that the integer kernels see int8. A DequantizeLinear of
+        int4 would fold to float weights, and the layer would run in float.
+        """
+        if w.qparams.qtype.bits > 4 or not w.qparams.qtype.signed:
+            return self.const(f"{name}:codes", w.codes)
+        flat = w.codes.detach().cpu().numpy().reshape(-1).astype(np.uint8) & 15
+        flat = np.append(flat, np.zeros(flat.size % 2, np.uint8))
+        raw = (flat[0::2] | flat[1::2] << 4).tobytes()
+        packed = helper.make_tensor(f"{name}:int4", TensorProto.INT4, list(w.codes.shape), raw, raw=True)
+        return self.op("Cast", [self._stored(packed, packed.name)], f"{name}:codes", to=TensorProto.INT8)
+
     def weight(self, node: Node, binding: Binding) -> list[str]:
         """Dequantized weight and bias of an integer node; the bias scale is float32(s_x * s_w)."""
         assert binding.weight is not None
         w, name = binding.weight, node.params["weight"]
-        codes = self.const(f"{name}:codes", w.codes)
+        codes = self.weight_codes(w, name)
         if node.op == "conv" and not bool(w.qparams.zero_point.any()):
             # a zero point of zeros may be left out, but not for Gemm, which would then run in float
             axis = 0 if w.qparams.scale.ndim else None

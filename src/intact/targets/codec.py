@@ -33,7 +33,7 @@ __all__ = ["describe", "load_target", "parse_target", "rules_of", "target_to_tom
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 #: number rules with a default; about the others nothing is guessed
-_OPTIONAL = frozenset({"zero_inside_pool", "pair_bits", "mean", "resize", "softmax"})
+_OPTIONAL = frozenset({"zero_inside_pool", "pair_bits", "mean", "resize", "softmax", "functions"})
 _FIELDS = {f.name: f for f in fields(Arithmetic) if f.name != "name"}
 
 
