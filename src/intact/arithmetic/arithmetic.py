@@ -15,7 +15,7 @@ class BinaryRule(Enum):
     """How an addition or a multiplication of two quantized operands is computed."""
 
     DEQUANTIZED = "dequantized"  # float32 values, float32 operation, quantize
-    FUSED = "fused"  # on codes with float32 ratios (fma for addition, product of codes for multiplication)
+    FUSED = "fused"  # on codes with float32 ratios (fma for a sum, product of codes); above 8 bits dequantized
     INTEGER = "integer"  # on codes with fixed-point ratios: no float at run time
     TFLITE = "tflite"  # 31-bit multipliers, each product rounded twice; a sum on twice the larger operand's scale
     XNNPACK = "xnnpack"  # sum: 21-bit multipliers of one shift; product of codes: a float32 ratio, then the zero point
@@ -87,6 +87,7 @@ class Arithmetic:
         functions: rule for functions of one value.
         zero_inside_pool: the zero point is added before the rounding in windowed average pooling.
         accumulator_bits: width of the accumulator; a layer that could overflow it is refused.
+        wide_accumulator_bits: the same where an operand has more than 8 bits, if it is wider then.
         requantize: rule for accumulators.
         zero_inside: the zero point is added before the rounding, when quantizing and requantizing (it decides ties
             if it is odd).
@@ -106,6 +107,7 @@ class Arithmetic:
     functions: FunctionRule = FunctionRule.TABLE
     zero_inside_pool: bool = False
     accumulator_bits: int = 32
+    wide_accumulator_bits: int = 8
     requantize: Requantize = Requantize.FLOAT
     zero_inside: bool = False
     reciprocal: bool = False
@@ -116,10 +118,18 @@ class Arithmetic:
         """True if nothing between input and output is a float."""
         return self.requantize is not Requantize.FLOAT
 
-    @property
-    def accumulator_limit(self) -> float:
-        """Every partial sum must stay below this."""
-        return 2.0 ** (53 if self.accumulator_bits == 53 else self.accumulator_bits - 1)
+    def accumulator_width(self, bits: int) -> int:
+        """Bits of the accumulator for operands of so many bits."""
+        return max(self.accumulator_bits, self.wide_accumulator_bits) if bits > 8 else self.accumulator_bits
+
+    def accumulator_limit(self, bits: int) -> float:
+        """Every partial sum of products with operands of so many bits must stay below this.
+
+        >>> Arithmetic("x").accumulator_limit(8) == 2.0**31
+        True
+        """
+        width = self.accumulator_width(bits)
+        return 2.0 ** (53 if width == 53 else width - 1)
 
 
 REFERENCE = Arithmetic("reference", accumulator_bits=53)  # exact in float64 and in int64

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from intact.arithmetic import quantize
 from intact.graph import Graph, Node
 from intact.kernels import Binding
 from intact.kernels.base import activation_codes
-from intact.types import PerChannel, QParams, QTensor
+from intact.types import PerChannel, QParams, QTensor, QType
 from intact.types.dims import Dim, line, tree_of
 
 __all__ = ["IR_VERSION", "OPSET", "Builder", "onnx_type", "place"]
@@ -183,9 +183,24 @@ class Builder:
         info = torch.iinfo(q.storage)
         if low <= info.min and high >= info.max:
             return codes
+        return self.clip(codes, low, high, q, edge)
+
+    def clip(self, codes: str, low: int, high: int, q: QType, base: str) -> str:
+        """Clamp codes; the runtime has no Clip of 16 bits."""
         dtype = str(q.storage).removeprefix("torch.")
-        bounds = [self.const(f"{edge}:{n}", np.array(v, dtype)) for n, v in (("low", low), ("high", high))]
-        return self.op("Clip", [codes, *bounds], f"{edge}:clamped")
+
+        def clipped(x: str, dtype: str) -> str:
+            bounds = [self.const(f"{base}:{n}", np.array(v, dtype)) for n, v in (("low", low), ("high", high))]
+            return self.op("Clip", [x, *bounds], f"{base}:clamped")
+
+        if dtype != "int16":
+            return clipped(codes, dtype)
+        return self.within(codes, dtype, "int32", lambda x: clipped(x, "int32"), base)
+
+    def within(self, codes: str, dtype: str, wider: str, function: Callable[[str], str], base: str) -> str:
+        """What a function makes of codes in a wider type, as codes again."""
+        x = self.op("Cast", [codes], f"{base}:wider", to=onnx_type(wider))
+        return self.op("Cast", [function(x)], f"{base}:codes", to=onnx_type(dtype))
 
     def result_codes(self, y: str, binding: Binding, edge: str) -> str:
         """Codes of an integer operation's result, clamped where saturation does not do it."""

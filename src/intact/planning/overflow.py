@@ -46,6 +46,11 @@ class _Layer:
     def where(self) -> str:
         return self.node.path or self.node.name
 
+    @property
+    def bits(self) -> int:
+        """Bits of the widest operand."""
+        return max(qtype.bits for qtype, _ in self.operands)
+
     def reach(self, i: int = 0) -> int:
         """Largest magnitude of a code of an operand, counted from any zero point that it may have."""
         qtype, zeros = self.operands[i]
@@ -140,18 +145,20 @@ def check_accumulators(
     Raises:
         PlanError: names the layers, what they can reach, and the widths that fit.
     """
-    limit = target.arithmetic.accumulator_limit
-    found = []
+    rules, found = target.arithmetic, []
     for layer in _layers(model, decisions, edges, target):
+        limit = rules.accumulator_limit(layer.bits)
         bound = _bound(layer, model, weights, limit)
         if bound >= limit:
             found.append((layer, bound))
     if not found:
         return
     more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    bits = found[0][0].bits
+    limit = rules.accumulator_limit(bits)
     way_out = _fitting(found[0][0], model, weights, target, limit)
     raise PlanError(
-        f"the accumulator of {target.arithmetic.accumulator_bits} bits can overflow",
+        f"the accumulator of {rules.accumulator_width(bits)} bits can overflow",
         where=", ".join(layer.where for layer, _ in found[:_SHOWN]) + more,
         got=", ".join(f"{bound:,.0f}" for _, bound in found[:_SHOWN]) + more, allowed=f"below {limit:,.0f}",
         fix=way_out)
