@@ -85,7 +85,7 @@ class Arithmetic:
         resize: rule for bilinear interpolation.
         softmax: rule for softmax, where it runs in integers.
         functions: rule for functions of one value.
-        zero_inside_pool: the zero point is added before the rounding in windowed average pooling.
+        zero_inside_pool: the zero point is added before the rounding in windowed average pooling of 8 bits.
         accumulator_bits: width of the accumulator; a layer that could overflow it is refused.
         wide_accumulator_bits: the same where an operand has more than 8 bits, if it is wider then.
         requantize: rule for accumulators.

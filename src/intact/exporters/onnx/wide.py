@@ -40,17 +40,19 @@ def _cast(b: Builder, x: str, dtype: str, base: str) -> str:
     return b.op("Cast", [x], f"{base}:{dtype}", to=onnx_type(dtype))
 
 
-def _finish(b: Builder, n: Node, binding: Binding, total: str, real: Tensor, shape: Sequence[int]) -> None:
+def _finish(b: Builder, n: Node, binding: Binding, total: str, real: Tensor | str, shape: Sequence[int]
+            ) -> None:
     """Codes of an exact sum: float32 of it, times the multiplier, clamped, rounded; or the value of the accumulator.
 
-    ``shape``: of the multipliers, where there is one for each channel.
+    ``real``: multipliers, or the tensor that holds one. ``shape``: theirs, where there is one for each channel.
     """
     out, value = binding.output, _cast(b, total, "float32", f"{n.name}:sum")
     if binding.is_accumulator:
         scale = out.scale.reshape(shape if out.scale.ndim else ())
         b.floats[n.name] = b.op("Mul", [value, b.const(f"{n.name}:scale", scale)], f"{n.name}:value", name=n.name)
         return
-    by = b.const(f"{n.name}:multiplier", real.to(torch.float32).reshape(shape if real.ndim else ()))
+    by = real if isinstance(real, str) else b.const(
+        f"{n.name}:multiplier", real.to(torch.float32).reshape(shape if real.ndim else ()))
     y = b.op("Mul", [value, by], f"{n.name}:scaled", name=n.name)
     low, high = activation_codes(binding)
     info, zero = torch.iinfo(out.qtype.storage), int(out.zero_point)
@@ -162,14 +164,18 @@ def _matmul(b: Builder, n: Node, binding: Binding) -> None:
 
 def _mean(b: Builder, n: Node, binding: Binding) -> None:
     (q,), axes = binding.inputs, list(n.attrs["axes"])
-    sizes = [b.graph[n.inputs[0]].shape[a] for a in axes]
-    if any(not isinstance(s, int) for s in sizes):
-        raise ExportError("a mean of 16-bit codes over a free axis has no ONNX form", where=place(n),
-                          fix="give it 8-bit activations, or capture with a fixed size")
-    count = float(math.prod(int(s) for s in sizes))
     total = b.op("ReduceSum", [_doubles(b, n.inputs[0], q), b.const(f"{n.name}:axes", np.array(axes, np.int64))],
                  f"{n.name}:whole", keepdims=int(n.attrs["keepdim"]))
-    _finish(b, n, binding, total, q.scale / (binding.output.scale * count), [])
+    sizes = [b.graph[n.inputs[0]].shape[a] for a in axes]
+    if all(isinstance(s, int) for s in sizes):
+        real = q.scale / (binding.output.scale * float(math.prod(int(s) for s in sizes)))
+        return _finish(b, n, binding, total, real, [])
+    count = b.op("ReduceProd", [b.op("Concat", [b.size(s) for s in sizes], f"{n.name}:sizes", axis=0)],
+                 f"{n.name}:count", keepdims=0)
+    below = b.op("Mul", [b.const(f"{n.name}:scale", binding.output.scale), _cast(b, count, "float32", n.name)],
+                 f"{n.name}:below")
+    above = b.const(f"{n.inputs[0]}:scale", q.scale)
+    return _finish(b, n, binding, total, b.op("Div", [above, below], f"{n.name}:multiplier"), [])
 
 
 #: operations that sum; the others are exact between DequantizeLinear and QuantizeLinear
