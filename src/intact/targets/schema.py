@@ -65,7 +65,6 @@ class Target:
         weight_bits, activation_bits: widths whose codes the kernels can run on (narrower codes run in the
             8-bit kernels, in the range that their width gives them).
         signed_activations: codes of activations are signed (else from 0).
-        signed_from: with so many bits and more, they are signed in any case.
         symmetric_activations: their zero point is fixed: 0 if they are signed.
         symmetric_from: with so many bits and more, activations are symmetric in any case.
         float_operations: whether operations without integer kernel may run in float; if not, a model that has one is
@@ -73,6 +72,7 @@ class Target:
         per_channel: whether weights may have a scale per output channel.
         asymmetric_weights: whether weights may have a zero point.
         exported: float operations (canonical, or torch's names) that its exporter can write; None without exporter.
+        signed_from: with so many bits and more, activations are signed in any case.
     """
 
     name: str
@@ -84,11 +84,11 @@ class Target:
     signed_activations: bool = False
     symmetric_activations: bool = False
     symmetric_from: int = 32
-    signed_from: int = 32
     float_operations: bool = True
     per_channel: bool = True
     asymmetric_weights: bool = False
     exported: frozenset[str] | None = None
+    signed_from: int = 32
 
     def activation_type(self, bits: int) -> QType:
         """The encoding of activations with so many bits."""
