@@ -74,7 +74,7 @@ def fitted_curve(values: Callable[[Tensor], Tensor], operand: QType, output: QTy
 
     >>> curve = fitted_curve(lambda c: c * c / 65536, QType(16, True), QType(16, True), -32768, 32767)
     >>> len(curve.knots)
-    65
+    257
     """
     if operand.bits <= 8:
         return None
