@@ -20,6 +20,7 @@ import intact
 from intact.arithmetic import (
     Arithmetic,
     BinaryRule,
+    FunctionRule,
     MeanRule,
     PoolRule,
     Requantize,
@@ -83,15 +84,18 @@ def test_any_target_comes_back(data: st.DataObject) -> None:
         mean=data.draw(st.sampled_from([MeanRule.SUM, MeanRule.TFLITE] if whole else MeanRule)),
         resize=data.draw(st.sampled_from(ResizeRule)),
         softmax=data.draw(st.sampled_from([SoftmaxRule.TABLES, SoftmaxRule.TFLITE] if whole else SoftmaxRule)),
+        functions=data.draw(st.sampled_from(FunctionRule)),
         zero_inside=requantize is not Requantize.FIXED_POINT_TWICE and data.draw(st.booleans()),
         zero_inside_pool=data.draw(st.booleans()), reciprocal=data.draw(st.booleans()),
-        accumulator_bits=data.draw(st.integers(8, 32)), pair_bits=data.draw(st.sampled_from([16, 32])))
+        accumulator_bits=data.draw(st.integers(8, 32)), wide_accumulator_bits=data.draw(st.integers(8, 32)),
+        pair_bits=data.draw(st.sampled_from([16, 32])))
     known = rules_of(arithmetic)
     ops = data.draw(st.lists(st.sampled_from(sorted(INTEGER_RULES)), min_size=1, unique=True))
     signed, symmetric, symmetric_from = (data.draw(s) for s in (st.booleans(), st.booleans(), st.integers(2, 32)))
     rules = {op: known[op] for op in ops}
     target = Target("t", data.draw(st.integers(1, 99)), arithmetic, rules, data.draw(widths),
-                    data.draw(widths), signed, symmetric, symmetric_from, *(data.draw(st.booleans()) for _ in "123"))
+                    data.draw(widths), signed, symmetric, symmetric_from, *(data.draw(st.booleans()) for _ in "123"),
+                    signed_from=data.draw(st.integers(2, 32)))
     assert same(parse_target(describe(target)), target)
 
 

@@ -5,25 +5,30 @@ from intact.arithmetic.arithmetic import (
     REFERENCE,
     Arithmetic,
     BinaryRule,
+    FunctionRule,
     MeanRule,
     PoolRule,
     Requantize,
     ResizeRule,
     SoftmaxRule,
 )
+from intact.arithmetic.curve import Curve, fitted_curve
 from intact.arithmetic.dynamic import ROW_EPSILON, quantize_rows, quantize_tensor, tensor_range
 from intact.arithmetic.elementwise import add_codes, fma_float32, mul_codes, sub_codes
 from intact.arithmetic.fixed_point import fixed_point, rounded_shift, shared_fixed_point
 from intact.arithmetic.quantize import dequantize, quantize, quantize_weight
-from intact.arithmetic.requantize import Multiplier, multiplier, requantize
+from intact.arithmetic.requantize import PRODUCT_LIMIT, Multiplier, multiplier, requantize
 from intact.arithmetic.rounding import Rounding, round_to_int
 from intact.arithmetic.weight_rounding import quantize_kernel_weight
 
 __all__ = [
+    "PRODUCT_LIMIT",
     "REFERENCE",
     "ROW_EPSILON",
     "Arithmetic",
     "BinaryRule",
+    "Curve",
+    "FunctionRule",
     "MeanRule",
     "Multiplier",
     "PoolRule",
@@ -35,6 +40,7 @@ __all__ = [
     "add_codes",
     "carrier_for",
     "dequantize",
+    "fitted_curve",
     "fixed_point",
     "fma_float32",
     "mul_codes",

@@ -7,15 +7,15 @@ from enum import Enum
 
 from intact.arithmetic.rounding import Rounding
 
-__all__ = ["REFERENCE", "Arithmetic", "BinaryRule", "MeanRule", "PoolRule", "Requantize", "ResizeRule",
-           "SoftmaxRule"]
+__all__ = ["REFERENCE", "Arithmetic", "BinaryRule", "FunctionRule", "MeanRule", "PoolRule", "Requantize",
+           "ResizeRule", "SoftmaxRule"]
 
 
 class BinaryRule(Enum):
     """How an addition or a multiplication of two quantized operands is computed."""
 
     DEQUANTIZED = "dequantized"  # float32 values, float32 operation, quantize
-    FUSED = "fused"  # on codes with float32 ratios (fma for addition, product of codes for multiplication)
+    FUSED = "fused"  # on codes with float32 ratios (fma for a sum, product of codes); above 8 bits dequantized
     INTEGER = "integer"  # on codes with fixed-point ratios: no float at run time
     TFLITE = "tflite"  # 31-bit multipliers, each product rounded twice; a sum on twice the larger operand's scale
     XNNPACK = "xnnpack"  # sum: 21-bit multipliers of one shift; product of codes: a float32 ratio, then the zero point
@@ -62,6 +62,13 @@ class SoftmaxRule(Enum):
     FLOAT_TABLE = "float_table"  # LiteRT's other kernels: a float32 table, summed from left to right; 8 bits
 
 
+class FunctionRule(Enum):
+    """How a function of one code is computed; of 8 bits and less always by a table of all codes."""
+
+    TABLE = "table"  # of all codes: 128 KB at 16 bits
+    INTERPOLATED = "interpolated"  # straight lines between knots, as few as stay within half a code of 16 bits
+
+
 @dataclass(frozen=True)
 class Arithmetic:
     """How a runtime quantizes, rounds, adds, multiplies and averages.
@@ -77,8 +84,10 @@ class Arithmetic:
         mean: rule for whole axes.
         resize: rule for bilinear interpolation.
         softmax: rule for softmax, where it runs in integers.
-        zero_inside_pool: the zero point is added before the rounding in windowed average pooling.
+        functions: rule for functions of one value.
+        zero_inside_pool: the zero point is added before the rounding in windowed average pooling of 8 bits.
         accumulator_bits: width of the accumulator; a layer that could overflow it is refused.
+        wide_accumulator_bits: the same where an operand has more than 8 bits, if it is wider then.
         requantize: rule for accumulators.
         zero_inside: the zero point is added before the rounding, when quantizing and requantizing (it decides ties
             if it is odd).
@@ -95,8 +104,10 @@ class Arithmetic:
     mean: MeanRule = MeanRule.SUM
     resize: ResizeRule = ResizeRule.PRODUCTS
     softmax: SoftmaxRule = SoftmaxRule.TABLES
+    functions: FunctionRule = FunctionRule.TABLE
     zero_inside_pool: bool = False
     accumulator_bits: int = 32
+    wide_accumulator_bits: int = 8
     requantize: Requantize = Requantize.FLOAT
     zero_inside: bool = False
     reciprocal: bool = False
@@ -107,10 +118,18 @@ class Arithmetic:
         """True if nothing between input and output is a float."""
         return self.requantize is not Requantize.FLOAT
 
-    @property
-    def accumulator_limit(self) -> float:
-        """Every partial sum must stay below this."""
-        return 2.0 ** (53 if self.accumulator_bits == 53 else self.accumulator_bits - 1)
+    def accumulator_width(self, bits: int) -> int:
+        """Bits of the accumulator for operands of so many bits."""
+        return max(self.accumulator_bits, self.wide_accumulator_bits) if bits > 8 else self.accumulator_bits
+
+    def accumulator_limit(self, bits: int) -> float:
+        """Every partial sum of products with operands of so many bits must stay below this.
+
+        >>> Arithmetic("x").accumulator_limit(8) == 2.0**31
+        True
+        """
+        width = self.accumulator_width(bits)
+        return 2.0 ** (53 if width == 53 else width - 1)
 
 
 REFERENCE = Arithmetic("reference", accumulator_bits=53)  # exact in float64 and in int64

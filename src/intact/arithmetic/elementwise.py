@@ -40,6 +40,11 @@ def fma_float32(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tens
     return torch.where(inexact, bits + step, bits).view(torch.float64).to(torch.float32)
 
 
+def _wide(*qparams: QParams) -> bool:
+    """Fused kernels take 8 bits; the runtime then computes with dequantized values."""
+    return any(q.qtype.bits > 8 for q in qparams)
+
+
 def add_codes(
     a: torch.Tensor, b: torch.Tensor, qa: QParams, qb: QParams, out: QParams, arith: Arithmetic
 ) -> torch.Tensor:
@@ -50,7 +55,7 @@ def add_codes(
     """
     if arith.add in _SUMS:
         return _SUMS[arith.add](a, b, qa, qb, out, arith, 1)
-    if arith.add is BinaryRule.DEQUANTIZED:
+    if arith.add is BinaryRule.DEQUANTIZED or _wide(qa, qb, out):
         return quantize(dequantize(a, qa) + dequantize(b, qb), out, arith)
     ra, rb = qa.scale / out.scale, qb.scale / out.scale
     za, zb, zy = (q.zero_point.to(torch.float32) for q in (qa, qb, out))
@@ -100,7 +105,7 @@ def mul_codes(
         by = multiplier(qa.scale, qb.scale, out.scale, arith).to(a.device)
         product = (a.to(torch.int64) - int(qa.zero_point)) * (b.to(torch.int64) - int(qb.zero_point))
         return requantize(product, by, int(out.zero_point), out.qtype.qmin, out.qtype.qmax, arith)
-    if arith.mul is BinaryRule.DEQUANTIZED:
+    if arith.mul is BinaryRule.DEQUANTIZED or _wide(qa, qb, out):
         return quantize(dequantize(a, qa) * dequantize(b, qb), out, arith)
     ratio = ((qa.scale * qb.scale) / out.scale).to(a.device)
     product = (a - int(qa.zero_point)) * (b - int(qb.zero_point))

@@ -12,9 +12,11 @@ from intact.arithmetic.arithmetic import REFERENCE, Arithmetic, Requantize
 from intact.arithmetic.fixed_point import fixed_point, gemmlowp_multiplier, scaled, scaled_twice
 from intact.arithmetic.rounding import Rounding, round_to_int
 
-__all__ = ["Multiplier", "multiplier", "requantize"]
+__all__ = ["PRODUCT_LIMIT", "Multiplier", "multiplier", "requantize"]
 
 _PART = 1 << 15  # numbers
+#: what is requantized in integers stays below it: times a multiplier of 31 bits, and half a step, it fits in 64
+PRODUCT_LIMIT = 2**31
 _DOUBLE_EXACT = 2.0**21  # an accumulator below it, times 31 bits, and half a step, is a float64
 
 
@@ -99,7 +101,8 @@ def requantize(
     if arithmetic.requantize is Requantize.FIXED_POINT_TWICE:
         whole = scaled_twice(accumulator, by.m0, by.shift)
     elif by.small and not (inside & 1 or (inside and arithmetic.rounding is Rounding.HALF_AWAY)):
-        codes = accumulator if accumulator.dtype == torch.float32 else torch.empty_like(accumulator, dtype=torch.float32)
+        fits = accumulator.dtype == torch.float32
+        codes = accumulator if fits else torch.empty_like(accumulator, dtype=torch.float32)
         for part, result, real in _in_cache(accumulator, codes, by.real):
             wide = _round_small(part.to(torch.float64).mul_(real), arithmetic.rounding)
             result.copy_(wide.add_(zero_point).clamp_(low, high))

@@ -58,7 +58,7 @@ def convert(qfloat: QFloatModel) -> QModel:
 
 
 def _within_int32(graph: Graph, bindings: Mapping[str, Binding]) -> Graph:
-    """The graph with free axes so limited that no sum over one leaves the runtime's int32."""
+    """The graph with free axes so limited that no sum over one leaves the runtime's accumulator."""
     limits = limits_of(graph)
     for name, b in bindings.items():
         if b.op not in ("matmul", "mean"):
@@ -67,7 +67,8 @@ def _within_int32(graph: Graph, bindings: Mapping[str, Binding]) -> Graph:
         dims = [shape[-1]] if b.op == "matmul" else [shape[axis] for axis in a["axes"]]
         reach = math.prod(max(p.qtype.qmax - int(p.zero_point), int(p.zero_point) - p.qtype.qmin) for p in b.inputs)
         names = sorted({s for d in dims for s in symbols_of(d)} - {BATCH})
-        most = (int(min(2.0**31, b.arithmetic.accumulator_limit)) - 1) // reach
+        widest = max(p.qtype.bits for p in b.inputs)  # sums of wider codes are kept in 64 bits
+        most = (int(min(2.0**31 if widest <= 8 else 2.0**53, b.arithmetic.accumulator_limit(widest))) - 1) // reach
         for symbol in names:
             low, high = limits[symbol]
             share = int(most ** (1 / len(names)))  # each of several axes may be so long

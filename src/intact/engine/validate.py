@@ -236,10 +236,12 @@ def _check_accumulator(q: QModel, nodes: Mapping[str, Node], node: Node, b: Bind
             p.qtype.qmax - int(p.zero_point), int(p.zero_point) - p.qtype.qmin)
     else:
         return
-    if bound >= b.arithmetic.accumulator_limit:
-        raise ArtifactError(f"the accumulator of {b.arithmetic.accumulator_bits} bits can overflow", where=where,
-                            got=f"{bound:.4g}", allowed=f"below {b.arithmetic.accumulator_limit:.4g}",
-                            fix="leave this layer in float, or use fewer bits")
+    widest = max(p.qtype.bits for p in b.inputs)
+    limit = b.arithmetic.accumulator_limit(widest)
+    if bound >= limit:
+        width = b.arithmetic.accumulator_width(widest)
+        raise ArtifactError(f"the accumulator of {width} bits can overflow", where=where, got=f"{bound:.4g}",
+                            allowed=f"below {limit:.4g}", fix="leave this layer in float, or use fewer bits")
     if b.weight is not None and node.op in _WEIGHTED and b.arithmetic.pair_bits == 16:
         reach = b.inputs[0].qtype.qmax - b.inputs[0].qtype.qmin
         if bool(pairs_saturate(b.weight.codes, reach).any()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from intact.arithmetic import quantize
 from intact.graph import Graph, Node
 from intact.kernels import Binding
 from intact.kernels.base import activation_codes
-from intact.types import PerChannel, QParams, QTensor
+from intact.types import PerChannel, QParams, QTensor, QType
 from intact.types.dims import Dim, line, tree_of
 
 __all__ = ["IR_VERSION", "OPSET", "Builder", "onnx_type", "place"]
@@ -183,9 +183,24 @@ class Builder:
         info = torch.iinfo(q.storage)
         if low <= info.min and high >= info.max:
             return codes
+        return self.clip(codes, low, high, q, edge)
+
+    def clip(self, codes: str, low: int, high: int, q: QType, base: str) -> str:
+        """Clamp codes; the runtime has no Clip of 16 bits."""
         dtype = str(q.storage).removeprefix("torch.")
-        bounds = [self.const(f"{edge}:{n}", np.array(v, dtype)) for n, v in (("low", low), ("high", high))]
-        return self.op("Clip", [codes, *bounds], f"{edge}:clamped")
+
+        def clipped(x: str, dtype: str) -> str:
+            bounds = [self.const(f"{base}:{n}", np.array(v, dtype)) for n, v in (("low", low), ("high", high))]
+            return self.op("Clip", [x, *bounds], f"{base}:clamped")
+
+        if dtype != "int16":
+            return clipped(codes, dtype)
+        return self.within(codes, dtype, "int32", lambda x: clipped(x, "int32"), base)
+
+    def within(self, codes: str, dtype: str, wider: str, function: Callable[[str], str], base: str) -> str:
+        """What a function makes of codes in a wider type, as codes again."""
+        x = self.op("Cast", [codes], f"{base}:wider", to=onnx_type(wider))
+        return self.op("Cast", [function(x)], f"{base}:codes", to=onnx_type(dtype))
 
     def result_codes(self, y: str, binding: Binding, edge: str) -> str:
         """Codes of an integer operation's result, clamped where saturation does not do it."""
@@ -230,11 +245,25 @@ class Builder:
             self._shapes[key] = self.op("Concat", [self.size(d) for d in shape], "shape", axis=0)
         return self._shapes[key]
 
+    def weight_codes(self, w: QTensor, name: str) -> str:
+        """Codes as int8; those of at most 4 bits stand in the file two a byte.
+
+        The session folds the cast when it opens the file, so that the integer kernels see int8. A DequantizeLinear of
+        int4 would fold to float weights, and the layer would run in float.
+        """
+        if w.qparams.qtype.bits > 4 or not w.qparams.qtype.signed:
+            return self.const(f"{name}:codes", w.codes)
+        flat = w.codes.detach().cpu().numpy().reshape(-1).astype(np.uint8) & 15
+        flat = np.append(flat, np.zeros(flat.size % 2, np.uint8))
+        raw = (flat[0::2] | flat[1::2] << 4).tobytes()
+        packed = helper.make_tensor(f"{name}:int4", TensorProto.INT4, list(w.codes.shape), raw, raw=True)
+        return self.op("Cast", [self._stored(packed, packed.name)], f"{name}:codes", to=TensorProto.INT8)
+
     def weight(self, node: Node, binding: Binding) -> list[str]:
         """Dequantized weight and bias of an integer node; the bias scale is float32(s_x * s_w)."""
         assert binding.weight is not None
         w, name = binding.weight, node.params["weight"]
-        codes = self.const(f"{name}:codes", w.codes)
+        codes = self.weight_codes(w, name)
         if node.op == "conv" and not bool(w.qparams.zero_point.any()):
             # a zero point of zeros may be left out, but not for Gemm, which would then run in float
             axis = 0 if w.qparams.scale.ndim else None

@@ -21,6 +21,7 @@ from intact.exporters.onnx.build import Instrumented, output_names
 from intact.exporters.runtime import Array, open_session, optimised_nodes
 from intact.graph.free import free_symbols, limits_of, resized
 from intact.graph.signature import check_inputs, split_batch
+from intact.targets import EXACT_FLOAT
 from intact.types.dims import BATCH, Sizes, resolve_shape
 
 __all__ = ["Certificate", "certify", "example_inputs", "named_inputs"]
@@ -137,7 +138,7 @@ def certify(
     points = _points(q, check_inputs(q.graph, inputs))
     for point in points:
         _compare(q, resized(q.graph, inputs, point), twin, product, instrumented.tensors, counts)
-    planned = Counter(k for k in q.info.get("kernels", {}).values() if k)
+    planned = Counter(_planned(q).values())
     actual, missing, share = _kernels(q, path)
     return Certificate(
         f"onnxruntime {onnxruntime.__version__}", points[0][BATCH], counts.edges, counts.compared, counts.differ,
@@ -247,13 +248,18 @@ _TOKEN = re.compile(r"(_token_\d+|_nhwc)+$")
 _SAME = {"QLinearMatMul": ("QLinearMatMul", "MatMulIntegerToFloat"), "QGemm": ("QGemm",)}
 
 
+def _planned(q: QModel) -> dict[str, str]:
+    """Integer kernels by node."""
+    return {name: k for name, k in q.info.get("kernels", {}).items() if k and k != EXACT_FLOAT}
+
+
 def _kernels(q: QModel, path: Path) -> tuple[dict[str, int], tuple[str, ...], float]:
     """Integer kernels of the optimised graph, planned nodes that are not among them, share of MACs that are."""
     nodes = optimised_nodes(path)
     actual: dict[str, set[str]] = {}
     for n in nodes:  # the layout transformation appends a token to a node's name
         actual.setdefault(_TOKEN.sub("", n.name), set()).add(n.op_type)
-    planned = {name: kernel for name, kernel in q.info.get("kernels", {}).items() if kernel}
+    planned = _planned(q)
     found: Counter[str] = Counter()
     missing = []
     for name, kernel in planned.items():

@@ -35,8 +35,8 @@ class _WeightedKernel(Kernel):
         if binding.bias is not None:
             bounds = bounds + binding.bias.to(torch.float64).abs()
         self.bound = float(bounds.max()) if bounds.numel() else 0.0
-        width = binding.arithmetic.accumulator_bits
-        limit = binding.arithmetic.accumulator_limit
+        width = binding.arithmetic.accumulator_width(qx.qtype.bits)
+        limit = binding.arithmetic.accumulator_limit(qx.qtype.bits)
         if self.bound >= limit:
             raise PlanError(f"the accumulator of {width} bits can overflow", where=binding.where,
                             got=f"{self.bound:.4g}", allowed=f"below {limit:.4g}", fix="leave this layer in float")

@@ -8,13 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intact.arithmetic import add_codes, dequantize, mul_codes, quantize, sub_codes
+from intact.arithmetic import (
+    PRODUCT_LIMIT,
+    Curve,
+    FunctionRule,
+    add_codes,
+    dequantize,
+    fitted_curve,
+    mul_codes,
+    quantize,
+    sub_codes,
+)
+from intact.errors import PlanError
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
 from intact.kernels.functions import UNARY_OPS
 from intact.types import QParams
 from intact.types.dims import Sizes
 
-__all__ = ["BinaryKernel", "LookupKernel", "all_codes", "look_up", "unary_table", "value_table"]
+__all__ = ["BinaryKernel", "LookupKernel", "all_codes", "look_up", "unary_curve", "unary_table", "value_table"]
 
 _BINARY = {"add": add_codes, "sub": sub_codes, "mul": mul_codes}
 _TABLE_BITS = 16  # two 8-bit operands: 65,536 entries, which stay in the second-level cache
@@ -39,6 +50,23 @@ def unary_table(binding: Binding) -> Tensor:
     return quantize(torch.nan_to_num(y), binding.output, binding.arithmetic).clamp_(low, high)
 
 
+def unary_curve(binding: Binding) -> Curve | None:
+    """The function as straight lines, where the arithmetic has such functions and one is close enough.
+
+    What only clamps needs no table, and a corner would cost it its exactness.
+    """
+    if binding.arithmetic.functions is not FunctionRule.INTERPOLATED or binding.op in ("relu", "clamp"):
+        return None
+    (qx,), out = binding.inputs, binding.output
+
+    def values(codes: Tensor) -> Tensor:
+        x = (codes - int(qx.zero_point)) * float(qx.scale)
+        y = torch.nan_to_num(UNARY_OPS[binding.op](x, binding.attrs))
+        return y / float(out.scale) + int(out.zero_point)
+
+    return fitted_curve(values, qx.qtype, out.qtype, *activation_codes(binding))
+
+
 def value_table(op: str, attrs: Mapping[str, Any], qx: QParams) -> Tensor:
     """float32 value of a function at every code: exact, where float kernels differ in the last bits."""
     x = dequantize(all_codes(qx), qx).to(torch.float64)
@@ -46,13 +74,19 @@ def value_table(op: str, attrs: Mapping[str, Any], qx: QParams) -> Tensor:
 
 
 class LookupKernel(Kernel):
-    """A function of one operand."""
+    """A function of one operand: a table of all codes, written out from the curve where the arithmetic has one."""
 
     def __init__(self, binding: Binding) -> None:
         super().__init__(binding)
-        self.table = unary_table(binding)
+        (qx,) = binding.inputs
+        self.curve = unary_curve(binding)
+        if self.curve is None:
+            self.table = unary_table(binding)
+        else:
+            index = torch.arange(qx.qtype.qmax - qx.qtype.qmin + 1)
+            self.table = self.curve.codes(index, binding.arithmetic.rounding, *activation_codes(binding))
         self.stored = self.table.to(binding.output.qtype.storage)
-        self.qmin = binding.inputs[0].qtype.qmin
+        self.qmin = qx.qtype.qmin
 
     def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Codes, element by element."""
@@ -66,6 +100,15 @@ for _op in UNARY_OPS:
     kernel(_op)(LookupKernel)
 
 
+def _check_product(binding: Binding) -> None:
+    """The plan proves this of all zero points that may be chosen; a model from a file has not seen it."""
+    zeros = [int(q.zero_point) for q in binding.inputs]
+    a, b = (max(q.qtype.qmax - z, z - q.qtype.qmin) for q, z in zip(binding.inputs, zeros, strict=True))
+    if a * b >= PRODUCT_LIMIT:
+        raise PlanError("a product of two activations can pass 32 bits", where=binding.where, got=f"{a * b:,}",
+                        allowed=f"below {PRODUCT_LIMIT:,}", fix="give one operand the zero point 0, or fewer bits")
+
+
 @kernel("add", "sub", "mul")
 class BinaryKernel(Kernel):
     """A function of two operands that broadcast; a table where both have at most 8 bits."""
@@ -75,6 +118,8 @@ class BinaryKernel(Kernel):
         qa, qb = binding.inputs
         self.low, self.high = activation_codes(binding)
         self.table: Tensor | None = None
+        if binding.op == "mul" and binding.arithmetic.integer_only:
+            _check_product(binding)
         if qa.qtype.bits + qb.qtype.bits <= _TABLE_BITS:
             self.width = qb.qtype.qmax - qb.qtype.qmin + 1
             self.offset = qa.qtype.qmin * self.width + qb.qtype.qmin

@@ -135,7 +135,7 @@ class AveragePoolKernel(Kernel):
         values = self._sum(dequantize(x, b.inputs[0]), b.attrs["padding"], x.shape[2:]) / self._counts(x)
         y = values / b.output.scale.to(x.device)
         zero = int(b.output.zero_point)
-        if b.arithmetic.zero_inside_pool:
+        if b.arithmetic.zero_inside_pool and max(b.inputs[0].qtype.bits, b.output.qtype.bits) <= 8:
             codes = round_to_int(y + zero, b.arithmetic.rounding)
         else:
             codes = round_to_int(y, b.arithmetic.rounding) + zero

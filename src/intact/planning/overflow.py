@@ -7,13 +7,20 @@ it is bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from intact.arithmetic import PoolRule, accumulator_bounds, pairs_saturate, quantize_kernel_weight, quantize_weight
+from intact.arithmetic import (
+    PRODUCT_LIMIT,
+    PoolRule,
+    accumulator_bounds,
+    pairs_saturate,
+    quantize_kernel_weight,
+    quantize_weight,
+)
 from intact.errors import PlanError
 from intact.graph import FloatModel, Node
 from intact.graph.free import limits_of
@@ -23,7 +30,7 @@ from intact.targets import Target
 from intact.types import Fixed, Free, Joined, QSpec, QType, Shared
 from intact.types.dims import resolve_dim
 
-__all__ = ["check_accumulators", "without_saturation"]
+__all__ = ["check_accumulators", "check_products", "without_saturation"]
 
 _SHOWN = 3  # layers in a message
 
@@ -38,6 +45,11 @@ class _Layer:
     @property
     def where(self) -> str:
         return self.node.path or self.node.name
+
+    @property
+    def bits(self) -> int:
+        """Bits of the widest operand."""
+        return max(qtype.bits for qtype, _ in self.operands)
 
     def reach(self, i: int = 0) -> int:
         """Largest magnitude of a code of an operand, counted from any zero point that it may have."""
@@ -76,8 +88,14 @@ def _layers(
     summing = {"conv", "linear", "matmul", "mean"}
     if target.arithmetic.average_pool is PoolRule.SUM:
         summing.add("avg_pool")
+    yield from _nodes(model, decisions, edges, summing)
+
+
+def _nodes(
+    model: FloatModel, decisions: Mapping[str, Decision], edges: Mapping[str, QSpec], ops: Set[str]
+) -> Iterator[_Layer]:
     for node in model.graph:
-        if decisions[node.name].integer and node.op in summing:
+        if decisions[node.name].integer and node.op in ops:
             yield _Layer(node, tuple(_zero_points(edges, i) for i in node.inputs))
 
 
@@ -127,21 +145,48 @@ def check_accumulators(
     Raises:
         PlanError: names the layers, what they can reach, and the widths that fit.
     """
-    limit = target.arithmetic.accumulator_limit
-    found = []
+    rules, found = target.arithmetic, []
     for layer in _layers(model, decisions, edges, target):
+        limit = rules.accumulator_limit(layer.bits)
         bound = _bound(layer, model, weights, limit)
         if bound >= limit:
             found.append((layer, bound))
     if not found:
         return
     more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    bits = found[0][0].bits
+    limit = rules.accumulator_limit(bits)
     way_out = _fitting(found[0][0], model, weights, target, limit)
     raise PlanError(
-        f"the accumulator of {target.arithmetic.accumulator_bits} bits can overflow",
+        f"the accumulator of {rules.accumulator_width(bits)} bits can overflow",
         where=", ".join(layer.where for layer, _ in found[:_SHOWN]) + more,
         got=", ".join(f"{bound:,.0f}" for _, bound in found[:_SHOWN]) + more, allowed=f"below {limit:,.0f}",
         fix=way_out)
+
+
+def check_products(
+    model: FloatModel, decisions: Mapping[str, Decision], edges: Mapping[str, QSpec], target: Target
+) -> None:
+    """Prove that every product of two activations can be requantized in 64 bits, where that is done in integers.
+
+    Two codes of 16 bits, each less a zero point at the end of its range, make a product of 32 bits without sign; times
+    a multiplier of 31 bits it passes 63.
+
+    Raises:
+        PlanError: names the layers, what they can reach, and what fits.
+    """
+    if not target.arithmetic.integer_only:
+        return
+    layers = [(layer, layer.reach(0) * layer.reach(1)) for layer in _nodes(model, decisions, edges, {"mul"})]
+    found = [(layer, bound) for layer, bound in layers if bound >= PRODUCT_LIMIT]
+    if found:
+        more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise PlanError(
+            "a product of two activations can pass 32 bits",
+            where=", ".join(layer.where for layer, _ in found[:_SHOWN]) + more,
+            got=", ".join(f"{bound:,}" for _, bound in found[:_SHOWN]) + more, allowed=f"below {PRODUCT_LIMIT:,}",
+            fix="make one operand symmetric (activation_symmetric=True in the rule of its readers, or symmetric_from = "
+                "16 in the target), or give it 15 bits")
 
 
 def _fitting(

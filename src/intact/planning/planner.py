@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -14,12 +15,12 @@ from intact.errors import PlanError
 from intact.graph import PASSIVE_OPS, FloatModel, Graph, Hint, Node
 from intact.graph.attention import attention_softmaxes, scores
 from intact.planning.hints import hints_by_node, how_of
-from intact.planning.overflow import check_accumulators, without_saturation
+from intact.planning.overflow import check_accumulators, check_products, without_saturation
 from intact.planning.plan import Coverage, Decision, Plan, Rejection, WeightSpec
 from intact.planning.recipe import Float, How, Quant, Recipe, match_rules
-from intact.planning.specs import edge_specs
-from intact.targets import Output, Target, TargetLike, get_target
-from intact.types import PerChannel, PerTensor, QType
+from intact.planning.specs import bits_of, edge_specs
+from intact.targets import EXACT_FLOAT, Output, Target, TargetLike, get_target
+from intact.types import PerChannel, PerTensor, QSpec, QType
 from intact.types.dims import resolve_dim, resolve_shape
 
 __all__ = ["macs_of", "plan"]
@@ -73,6 +74,7 @@ def plan(model: FloatModel, target: TargetLike = "onnxruntime", recipe: Recipe |
         for n in graph
     }
     edges = edge_specs(graph, decisions, hows, where, wish)
+    decisions = _kernels(graph, decisions, edges, where)
     rejections = tuple(
         Rejection(n.name, n.path, n.op, reasons[n.name]) for n in graph if n.name in reasons and n.op not in _STRUCTURE
     )
@@ -80,6 +82,7 @@ def plan(model: FloatModel, target: TargetLike = "onnxruntime", recipe: Recipe |
                **_weights(model, decisions, hows, where)}
     weights, narrowed = without_saturation(model, decisions, edges, weights, hows, where)
     check_accumulators(model, decisions, edges, weights, where)
+    check_products(model, decisions, edges, where)
     notes = (*model.notes, *_hint_notes(graph, hinted), *narrowed, *_not_exported(graph, decisions, where))
     return Plan(where, graph, decisions, edges, weights, rejections, _coverage(model, decisions), notes, wish, hinted)
 
@@ -107,6 +110,18 @@ def _not_exported(graph: Graph, decisions: Mapping[str, Decision], target: Targe
 
 def _kernel_name(node: Node, target: Target) -> str:
     return target.rules[node.op].kernel if node.op in target.rules else ""
+
+
+def _kernels(
+    graph: Graph, decisions: Mapping[str, Decision], edges: Mapping[str, QSpec], target: Target
+) -> dict[str, Decision]:
+    """The same, but exact float sums where codes have more bits than the runtime's kernel takes."""
+    def wide(node: Node) -> bool:
+        limit = target.rules[node.op].kernel_bits
+        return any(limit < bits_of(edges, name) <= 16 for name in (*node.inputs, node.name))
+
+    return {n.name: replace(d, kernel=EXACT_FLOAT) if d.integer and d.kernel and wide(n) else d
+            for n in graph for d in (decisions[n.name],)}
 
 
 def _check_hows(graph: Graph, hows: Mapping[str, How], target: Target) -> None:

@@ -12,9 +12,9 @@ from intact.graph.attention import attention_softmaxes
 from intact.planning.plan import Decision
 from intact.planning.recipe import How, Quant, Recipe
 from intact.targets import Output, Target
-from intact.types import Accumulator, Fixed, Free, Joined, QSpec, QType, Shared
+from intact.types import Accumulator, Fixed, Free, Joined, QSpec, Shared
 
-__all__ = ["edge_specs"]
+__all__ = ["bits_of", "edge_specs"]
 
 
 def edge_specs(
@@ -42,6 +42,18 @@ def edge_specs(
         else:
             specs[node.name] = _free(node, settings[node.name], target)
     return _joined(graph, specs, users, outputs)
+
+
+def bits_of(edges: Mapping[str, QSpec], name: str) -> int:
+    """Bits of an edge's codes; 32 of an accumulator."""
+    spec = edges[name]
+    if isinstance(spec, Shared):
+        return bits_of(edges, spec.source)
+    if isinstance(spec, Joined):
+        return spec.own.qtype.bits
+    if isinstance(spec, Fixed):
+        return spec.qparams.qtype.bits
+    return spec.qtype.bits if isinstance(spec, Free) else 32
 
 
 def _keeps_accumulator(graph: Graph, node: Node, output: Output, read: bool, is_output: bool, recipe: Recipe) -> bool:
@@ -103,7 +115,7 @@ def _free(node: Node, how: Quant, target: Target) -> Free:
             node.op, (0.0, 1.0)
         )
         clip = (low, high) if low <= 0.0 <= high else None
-    qtype = QType(how.activation_bits, signed=target.signed_activations)
+    qtype = target.activation_type(how.activation_bits)
     symmetric = (
         how.activation_symmetric or how.activation_quantizer in ("tqt", "pact")  # their zero point is fixed
         or target.symmetric_activations or how.activation_bits >= target.symmetric_from

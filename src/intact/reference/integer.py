@@ -7,7 +7,7 @@ Codes and what comes of them are int64 arrays; no intermediate result leaves 64 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,9 @@ __all__ = [
     "Codes",
     "average",
     "conv",
+    "curve",
     "fixed_point",
+    "knots",
     "layer_norm",
     "linear",
     "multiply",
@@ -181,6 +183,30 @@ def average(total: Array, count: npt.ArrayLike, q: Codes, out: Codes, rounding: 
     array([2])
     """
     return requantize(total, q.scale / (out.scale * np.asarray(count, np.float64)), out, rounding)
+
+
+def knots(function: Callable[[float], float], q: Codes, out: Codes, step: int) -> Array:
+    """Values of a function at every ``2**step``-th code from the lowest on: codes of ``out``, 8 bits behind the point.
+
+    >>> knots(lambda x: x * x, Codes(1.0, 0, -4, 3), Codes(1.0, 0, -128, 127), 2).tolist()
+    [4096, 0, 4096]
+    """
+    places = range(q.low, q.high + 1 + (1 << step), 1 << step)
+    values = [function((code - q.zero) * q.scale) / out.scale + out.zero for code in places]
+    return np.array([round(min(max(v * 256.0, -(2.0**30)), 2.0**30)) for v in values], np.int64)
+
+
+def curve(x: Array, at: Array, step: int, q: Codes, out: Codes, rounding: Rounding) -> Array:
+    """Codes of a function as straight lines between knots, ``2**step`` codes apart.
+
+    >>> q, out = Codes(1.0, 0, -4, 3), Codes(1.0, 0, -128, 127)
+    >>> curve(np.array([-4, -3, 0, 2]), np.array([4096, 0, 4096]), 2, q, out, "half_up")
+    array([16, 12,  0,  8])
+    """
+    index = x.astype(np.int64) - q.low
+    left, rest = index >> step, index & ((1 << step) - 1)
+    total = (at[left] << step) + (at[left + 1] - at[left]) * rest
+    return np.clip(rounded_shift(total, step + 8, rounding), out.low, out.high)
 
 
 def softmax(x: Array, axis: int, q: Codes, bits: int, out: Codes) -> Array:

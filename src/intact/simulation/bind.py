@@ -121,7 +121,8 @@ def _scale_floor(
     """The smallest weight scale with which bias codes take half an accumulator, and products of scales are normal."""
     floor = torch.zeros_like(found.scale)
     for node in nodes:
-        limit = _BIAS_LIMIT if node.op == "layer_norm" else min(_BIAS_LIMIT, arithmetic.accumulator_limit / 2)
+        room = arithmetic.accumulator_limit(qparams[node.inputs[0]].qtype.bits) / 2
+        limit = _BIAS_LIMIT if node.op == "layer_norm" else min(_BIAS_LIMIT, room)
         sx = operand_scale(node.op, node.attrs, qparams[node.inputs[0]]).to(torch.float64)
         sy = qparams[node.name].scale.to(torch.float64) if node.name in qparams else torch.tensor(1.0)
         need = torch.full(found.scale.shape, _SMALLEST, dtype=torch.float64) * torch.clamp(sy, min=1.0) / sx
@@ -153,7 +154,7 @@ def _bias_codes(
                                got=float(scale.max()), fix="leave this layer in float")
     granularity = PerChannel(0) if scale.ndim else PerTensor()
     q = QParams(scale, torch.zeros(scale.shape, dtype=torch.int32), INT32, granularity)
-    limit = arithmetic.accumulator_limit
+    limit = arithmetic.accumulator_limit(qx.qtype.bits)
     if node.op == "layer_norm":  # no accumulator of products: its sums have 32 bits everywhere
         bounds, limit = weight.codes.to(torch.float64).abs() * normalized_limit(weight.codes.numel()), 2.0**31
     else:
@@ -163,7 +164,7 @@ def _bias_codes(
     limited = codes.clamp(min=-room, max=room)
     if not torch.equal(limited, codes):
         notes.append((node.params["bias"], f"{int((limited != codes).sum())} bias code(s) limited to "
-                                             f"what {min(32, arithmetic.accumulator_bits)} bits leave"))
+                                             f"what {min(32, arithmetic.accumulator_width(qx.qtype.bits))} bits leave"))
     return limited.to(torch.int32)
 
 

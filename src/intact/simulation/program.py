@@ -74,11 +74,16 @@ class Program:
         found: dict[str, Tensor] = {}
 
         def tap(name: str, codes: Tensor) -> None:
-            wide = getattr(self.kernels.get(name), "wide", False) and self.qparams[name].qtype.bits == 32
+            wide = self.qparams[name].qtype.bits == 32 and self._sums_wide(name)
             found[name] = codes.to(torch.int64 if wide else self.qparams[name].qtype.storage)
 
         self.values(inputs, integer=integer, tap=tap)
         return found
+
+    def _sums_wide(self, name: str) -> bool:
+        """Whether the sums of an accumulator may need more than 32 bits."""
+        kernel = self.kernels[name]
+        return getattr(kernel, "wide", False) or any(q.qtype.bits > 8 for q in kernel.binding.inputs)
 
     def values(self, inputs: Mapping[str, Tensor], *, integer: bool,
                tap: Callable[[str, Tensor], None] | None = None) -> dict[str, Tensor]:

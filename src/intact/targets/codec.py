@@ -27,13 +27,14 @@ from intact.errors import PlanError
 from intact.targets.catalog import BUILT_IN
 from intact.targets.catalog.fixed_point import INTEGER_RULES
 from intact.targets.schema import OpRule, Output, Target
-from intact.types import QParams, QType
+from intact.types import QParams
 
 __all__ = ["describe", "load_target", "parse_target", "rules_of", "target_to_toml"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 #: number rules with a default; about the others nothing is guessed
-_OPTIONAL = frozenset({"zero_inside_pool", "pair_bits", "mean", "resize", "softmax"})
+_OPTIONAL = frozenset({"zero_inside_pool", "pair_bits", "mean", "resize", "softmax", "functions",
+                       "wide_accumulator_bits"})
 _FIELDS = {f.name: f for f in fields(Arithmetic) if f.name != "name"}
 
 
@@ -133,7 +134,8 @@ def describe(target: Target) -> dict[str, Any]:
         "float_operations": target.float_operations,
         "arithmetic": {k: v.value if isinstance(v, Enum) else v for k, v in numbers.items()},
         "activations": {"bits": list(target.activation_bits), "signed": target.signed_activations,
-                        "symmetric": target.symmetric_activations, "symmetric_from": target.symmetric_from},
+                        "symmetric": target.symmetric_activations, "symmetric_from": target.symmetric_from,
+                        "signed_from": target.signed_from},
         "weights": {"bits": list(target.weight_bits), "per_channel": target.per_channel,
                     "asymmetric": target.asymmetric_weights},
         "operations": {"run": list(target.rules), **({"outputs": fixed} if fixed else {})},
@@ -166,7 +168,8 @@ def parse_target(description: object, file: str = "target") -> Target:
         raise PlanError("a target of this name comes with Intact", where=f"{file}: name", got=name,
                         fix="give yours another name")
     arithmetic = _arithmetic(top["arithmetic"], name, file)
-    acts = _table(top["activations"], file, "activations", ("bits", "signed", "symmetric"), ("symmetric_from",))
+    acts = _table(top["activations"], file, "activations", ("bits", "signed", "symmetric"),
+                  ("symmetric_from", "signed_from"))
     weights = _table(top["weights"], file, "weights", ("bits", "per_channel", "asymmetric"))
     target = Target(
         name=name,
@@ -178,6 +181,7 @@ def parse_target(description: object, file: str = "target") -> Target:
         signed_activations=_flag(acts["signed"], file, "activations.signed"),
         symmetric_activations=_flag(acts["symmetric"], file, "activations.symmetric"),
         symmetric_from=_whole(acts.get("symmetric_from", 32), file, "activations.symmetric_from", 2, 32),
+        signed_from=_whole(acts.get("signed_from", 32), file, "activations.signed_from", 2, 32),
         float_operations=_flag(top["float_operations"], file, "float_operations"),
         per_channel=_flag(weights["per_channel"], file, "weights.per_channel"),
         asymmetric_weights=_flag(weights["asymmetric"], file, "weights.asymmetric"),
@@ -218,9 +222,10 @@ def _check_integer_only(arithmetic: Arithmetic, file: str) -> None:
         if got not in allowed:
             raise PlanError(f"{how} means that there are no floats", where=f"{file}: arithmetic.{field}",
                             got=repr(got.value), allowed=", ".join(repr(a.value) for a in allowed))
-    if arithmetic.accumulator_bits > 32:  # times a multiplier of 31 bits it must fit in 64
-        raise PlanError(f"{how} takes accumulators of at most 32 bits", where=f"{file}: arithmetic.accumulator_bits",
-                        got=arithmetic.accumulator_bits, allowed="8 to 32")
+    for field in ("accumulator_bits", "wide_accumulator_bits"):
+        if getattr(arithmetic, field) > 32:  # times a multiplier of 31 bits it must fit in 64
+            raise PlanError(f"{how} takes accumulators of at most 32 bits", where=f"{file}: arithmetic.{field}",
+                            got=getattr(arithmetic, field), allowed="8 to 32")
     if arithmetic.zero_inside and arithmetic.requantize is Requantize.FIXED_POINT_TWICE:
         raise PlanError(f"{how} rounds before the zero point is added", where=f"{file}: arithmetic.zero_inside",
                         got="true", allowed="false")
@@ -260,7 +265,7 @@ def _fixed(value: object, op: str, target: Target, file: str) -> dict[int, QPara
     for bits, item in widths.items():
         where = f"{path}.{bits}"
         pair = _table(item, file, where, ("scale", "zero_point"))
-        scale, qtype = pair["scale"], QType(int(bits), signed=target.signed_activations)
+        scale, qtype = pair["scale"], target.activation_type(int(bits))
         if not isinstance(scale, int | float) or isinstance(scale, bool) or not 2.0**-100 <= scale <= 2.0**100:
             raise _wrong(file, f"{where}.scale", scale, "a positive number")
         if target.arithmetic.requantize is Requantize.SHIFT and math.frexp(scale)[0] != 0.5:

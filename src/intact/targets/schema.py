@@ -9,9 +9,12 @@ from enum import Enum
 from intact.arithmetic import Arithmetic
 from intact.arithmetic.softmax import softmax_output
 from intact.graph import Graph, Node
-from intact.types import QParams
+from intact.types import QParams, QType
 
-__all__ = ["OpRule", "Output", "Target"]
+__all__ = ["EXACT_FLOAT", "OpRule", "Output", "Target"]
+
+#: what runs instead of an integer kernel that does not take so many bits
+EXACT_FLOAT = "exact float operations"
 
 #: why a node cannot run in integers on the target; None if it can
 Check = Callable[[Node, Graph], str | None]
@@ -39,6 +42,7 @@ class OpRule:
         check: a reason to refuse this node, or None.
         fixed: parameters that the runtime prescribes for the output, by its bits.
         macs: the operation's cost is multiply-accumulates, so it is quantized for its own sake.
+        kernel_bits: codes that the kernel takes at most; the exporter writes wider ones with exact float operations.
     """
 
     kernel: str
@@ -46,6 +50,7 @@ class OpRule:
     check: Check = _always
     fixed: Mapping[int, QParams] = field(default_factory=dict)
     macs: bool = False
+    kernel_bits: int = 16
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class Target:
         per_channel: whether weights may have a scale per output channel.
         asymmetric_weights: whether weights may have a zero point.
         exported: float operations (canonical, or torch's names) that its exporter can write; None without exporter.
+        signed_from: with so many bits and more, activations are signed in any case.
     """
 
     name: str
@@ -82,6 +88,11 @@ class Target:
     per_channel: bool = True
     asymmetric_weights: bool = False
     exported: frozenset[str] | None = None
+    signed_from: int = 32
+
+    def activation_type(self, bits: int) -> QType:
+        """The encoding of activations with so many bits."""
+        return QType(bits, signed=self.signed_activations or bits >= self.signed_from)
 
     def prescribed(self, op: str, bits: int) -> QParams | None:
         """The encoding that the output of an operation must have with so many bits, if any.
@@ -92,4 +103,5 @@ class Target:
             return self.rules[op].fixed.get(bits) if op in self.rules else None
         if bits not in self.activation_bits:
             return None
-        return softmax_output(bits, self.signed_activations, self.symmetric_activations or bits >= self.symmetric_from)
+        symmetric = self.symmetric_activations or bits >= self.symmetric_from
+        return softmax_output(bits, self.activation_type(bits).signed, symmetric)

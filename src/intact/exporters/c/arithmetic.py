@@ -142,6 +142,7 @@ def arithmetic_words(arithmetic: Arithmetic) -> dict[str, str]:
     return {
         "inside": ", int32_t zero" if inside else "", "inside_call": ", zero" if inside else "",
         "inside_p": ", p->out_zero" if inside else "", "plus_zero": " + zero" if inside else "",
+        "no_zero": ", 0" if inside else "",
         "even_comment": " once the zero point is added" if inside else "",
         "by": "p->shift" if shift_only else "p->m0, p->shift",
         "by_o": "p->shift[o]" if shift_only else "p->m0[o], p->shift[o]",

@@ -17,6 +17,7 @@ from intact.engine import QModel
 from intact.errors import ExportError
 from intact.exporters.builder import place
 from intact.exporters.c.arithmetic import arithmetic_snippets, arithmetic_words
+from intact.exporters.c.four_bits import FOUR_BIT_SNIPPETS
 from intact.exporters.c.kernels import KERNEL_SNIPPETS
 from intact.exporters.c.layout import Stored, collapse
 from intact.exporters.c.moves import MOVE_SNIPPETS
@@ -209,7 +210,8 @@ class CBuilder:
     def need(self, function: str, types: Mapping[str, str]) -> str:
         """The function's name, after it and all that it needs were added to the file."""
         arithmetic = self.q.target.arithmetic
-        known = {**arithmetic_snippets(arithmetic), **KERNEL_SNIPPETS, **MOVE_SNIPPETS, **NORM_SNIPPETS}
+        known = {**arithmetic_snippets(arithmetic), **FOUR_BIT_SNIPPETS, **KERNEL_SNIPPETS, **MOVE_SNIPPETS,
+                 **NORM_SNIPPETS}
         words = {**arithmetic_words(arithmetic), **types,
                  **{k.upper(): CTYPES[v] for k, v in types.items() if v in CTYPES}}
         name = Template(function).substitute(words)

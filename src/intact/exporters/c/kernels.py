@@ -23,7 +23,8 @@ _SEPARATE = """
 _CONV = """
 /* A convolution, or a linear layer (a 1 x 1 convolution over its rows). Channels are last in memory. */
 struct conv {
-    const int8_t *weight;  /* [out_c][kernel_h][kernel_w][in_c / groups]; of depthwise2d: [kernel_h][kernel_w][out_c] */
+    const int8_t *weight;  /* [out_c][kernel_h][kernel_w][in_c / groups]; of depthwise2d: [kernel_h][kernel_w][out_c];
+                              rows of conv2d4 and depthwise2d4 have two weights a byte, and begin with a whole one */
     const int32_t *bias;   /* [out_c], or NULL */
     $multipliers  /* [out_c]: the sum times $factor is the code, less the zero point */
     int32_t batch, in_h, in_w, in_c, out_h, out_w, out_c;
@@ -120,31 +121,31 @@ static SEPARATE void dot_2x2(const int16_t *a, const int16_t *b, const int8_t *v
 
 _CONV2D = """
 /* the channels of a group for two columns; y and z are the same pixel where a and b are the same column */
-static void channels_$y(const struct conv *p, int32_t group, const int16_t *a, const int16_t *b, int32_t length, $Y *y,
-                        $Y *z)
+static void channels${four}_$y(const struct conv *p, int32_t group, const int16_t *a, const int16_t *b, int32_t length,
+                        $Y *y, $Y *z)
 {
-    const int32_t count = p->out_c / p->groups, last = (group + 1) * count;
+    const int32_t count = p->out_c / p->groups, last = (group + 1) * count, row = $row;
     int32_t o = group * count, sum[4];
     for (; o + 1 < last && a != b; o += 2) {
-        const int8_t *weight = p->weight + o * length;
-        dot_2x2(a, b, weight, weight + length, (uint32_t)length, sum);
+        const int8_t *weight = p->weight + o * row;
+        dot${four}_2x2(a, b, weight, weight + row, (uint32_t)length, sum);
         y[o] = ($Y)finish(p, sum[0], o);
         y[o + 1] = ($Y)finish(p, sum[1], o + 1);
         z[o] = ($Y)finish(p, sum[2], o);
         z[o + 1] = ($Y)finish(p, sum[3], o + 1);
     }
     for (; o < last; o++) {
-        const int8_t *weight = p->weight + o * length;
-        y[o] = ($Y)finish(p, dot(a, weight, (uint32_t)length), o);
+        const int8_t *weight = p->weight + o * row;
+        y[o] = ($Y)finish(p, dot${four}(a, weight, (uint32_t)length), o);
         if (a != b) {
-            z[o] = ($Y)finish(p, dot(b, weight, (uint32_t)length), o);
+            z[o] = ($Y)finish(p, dot${four}(b, weight, (uint32_t)length), o);
         }
     }
 }
 """
 
 _CONV2D_XY = """
-static void conv2d_${x}_$y(const struct conv *p, const $X *x, $Y *y, int16_t *columns)
+static void conv2d${four}_${x}_$y(const struct conv *p, const $X *x, $Y *y, int16_t *columns)
 {
     const int32_t pixels = p->out_h * p->out_w, length = p->kernel_h * p->kernel_w * (p->in_c / p->groups);
     int32_t n, group, pixel;
@@ -157,7 +158,8 @@ static void conv2d_${x}_$y(const struct conv *p, const $X *x, $Y *y, int16_t *co
                 if (second) {
                     column_$x(p, x, pixel + 1, group, other);
                 }
-                channels_$y(p, group, columns, other, length, y + pixel * p->out_c, y + (pixel + second) * p->out_c);
+                channels${four}_$y(p, group, columns, other, length, y + pixel * p->out_c,
+                                   y + (pixel + second) * p->out_c);
             }
         }
         x += p->in_h * p->in_w * p->in_c;
@@ -168,16 +170,17 @@ static void conv2d_${x}_$y(const struct conv *p, const $X *x, $Y *y, int16_t *co
 
 _LANES = """
 /* one tap of 16 channels, or fewer */
-static SEPARATE void tap_$x(const $X *x, const int8_t *weight, int32_t zero, int32_t lanes, int32_t *restrict sum)
+static SEPARATE void tap${four}_$x(const $X *x, const int8_t *weight, int32_t zero, int32_t lanes,
+                                   int32_t *restrict sum)
 {
     int32_t k;
     if (lanes == 16) {
         for (k = 0; k < 16; k++) {
-            sum[k] += (x[k] - zero) * weight[k];
+            sum[k] += (x[k] - zero) * $weight_k;
         }
     } else {
         for (k = 0; k < lanes; k++) {
-            sum[k] += (x[k] - zero) * weight[k];
+            sum[k] += (x[k] - zero) * $weight_k;
         }
     }
 }
@@ -185,9 +188,9 @@ static SEPARATE void tap_$x(const $X *x, const int8_t *weight, int32_t zero, int
 
 _DEPTHWISE = """
 /* every channel for itself, 16 of them at a time */
-static void depthwise2d_${x}_$y(const struct conv *p, const $X *x, $Y *y)
+static void depthwise2d${four}_${x}_$y(const struct conv *p, const $X *x, $Y *y)
 {
-    const int32_t pixels = p->out_h * p->out_w;
+    const int32_t pixels = p->out_h * p->out_w, length = $tap_row;
     int32_t n, pixel, c, i, j, k, sum[16];
     for (n = 0; n < p->batch; n++) {
         for (pixel = 0; pixel < pixels; pixel++) {
@@ -201,8 +204,8 @@ static void depthwise2d_${x}_$y(const struct conv *p, const $X *x, $Y *y)
                     for (j = 0; j < p->kernel_w; j++) {
                         const int32_t col = left + j * p->dilation_w;
                         if (row >= 0 && row < p->in_h && col >= 0 && col < p->in_w) {
-                            tap_$x(x + (row * p->in_w + col) * p->in_c + c,
-                                   p->weight + (i * p->kernel_w + j) * p->in_c + c, p->in_zero, lanes, sum);
+                            tap${four}_$x(x + (row * p->in_w + col) * p->in_c + c,
+                                   p->weight + (i * p->kernel_w + j) * length + $lane, p->in_zero, lanes, sum);
                         }
                     }
                 }
@@ -305,10 +308,10 @@ KERNEL_SNIPPETS: dict[str, Snippet] = {
     "centre_$x": Snippet(_CENTRE, ("separate",)),
     "column_$x": Snippet(_COLUMN, ("conv", "centre_$x")),
     "dot": Snippet(_DOT, ("separate",)),
-    "channels_$y": Snippet(_CONV2D, ("conv", "dot")),
-    "conv2d_${x}_$y": Snippet(_CONV2D_XY, ("column_$x", "channels_$y")),
-    "tap_$x": Snippet(_LANES, ("separate",)),
-    "depthwise2d_${x}_$y": Snippet(_DEPTHWISE, ("conv", "tap_$x")),
+    "channels${four}_$y": Snippet(_CONV2D, ("conv", "dot${four}")),
+    "conv2d${four}_${x}_$y": Snippet(_CONV2D_XY, ("column_$x", "channels${four}_$y")),
+    "tap${four}_$x": Snippet(_LANES, ("separate", "$halves")),
+    "depthwise2d${four}_${x}_$y": Snippet(_DEPTHWISE, ("conv", "tap${four}_$x")),
     "add": Snippet(_ADD, ("walk", "rounded_shift", "limited")),
     "add_${a}_${b}_$y": Snippet(_ADD_XY, ("add",)),
     "mul": Snippet(_MUL, ("walk", "requantize")),

@@ -242,6 +242,21 @@ static void clamp_${x}_$y(int32_t offset, int32_t low, int32_t high, const $X *x
 }
 """
 
+_CURVE = """
+/* straight lines between knots, which are 2**step codes apart and have 8 bits behind the point */
+static void curve_${x}_$y(const int32_t *knots, int32_t step, int32_t lowest, int32_t low, int32_t high, const $X *x,
+                          $Y *y, int32_t n)
+{
+    int32_t i;
+    for (i = 0; i < n; i++) {
+        const int32_t index = x[i] - lowest, rest = index & ((1 << step) - 1);
+        const int64_t left = knots[index >> step], right = knots[(index >> step) + 1];
+        const int64_t sum = left * ((int64_t)1 << step) + (right - left) * rest;
+        y[i] = ($Y)limited(rounded_shift(sum, step + 8$no_zero), low, high);
+    }
+}
+"""
+
 #: name -> text and what it needs
 MOVE_SNIPPETS: dict[str, Snippet] = {
     "pool": Snippet(_POOL),
@@ -259,5 +274,6 @@ MOVE_SNIPPETS: dict[str, Snippet] = {
     "gather_$x": Snippet(_GATHER_X, ("gather",)),
     "fill_$x": Snippet(_FILL),
     "table_${x}_$y": Snippet(_TABLE),
+    "curve_${x}_$y": Snippet(_CURVE, ("rounded_shift", "limited")),
     "clamp_${x}_$y": Snippet(_CLAMP),
 }

@@ -12,6 +12,7 @@ from intact.arithmetic import Multiplier, Requantize, multiplier, shared_fixed_p
 from intact.errors import ExportError
 from intact.exporters.builder import place
 from intact.exporters.c.builder import CBuilder, at
+from intact.exporters.c.four_bits import FOUR_BIT_WORDS, WHOLE_BYTE_WORDS, packed_halves, packed_neighbours
 from intact.exporters.c.layout import Stored, collapse
 from intact.graph import Node
 from intact.kernels import Kernel
@@ -64,8 +65,9 @@ def pair(values: Sequence[int], missing: int) -> tuple[int, int]:
     return (missing, values[0]) if len(values) == 1 else (values[0], values[1])
 
 
-def _weighted(b: CBuilder, node: Node, kernel: Kernel, weight: torch.Tensor, geometry: dict[str, object]) -> str:
-    """Parameters of a layer with weights; ``weight`` is in its order in memory."""
+def _weighted(b: CBuilder, node: Node, kernel: Kernel, weight: torch.Tensor, geometry: dict[str, object],
+              packed: Callable[[torch.Tensor], torch.Tensor] = packed_halves) -> tuple[str, dict[str, str]]:
+    """Parameters of a layer with weights, in their order in memory (rows, length), and words that say how they lie."""
     (qx,), zero = kernel.binding.inputs, int(kernel.binding.inputs[0].zero_point)
     centred = qx.qtype.qmin - zero >= -(2**15) and qx.qtype.qmax - zero < 2**15
     if not centred or int(weight.min()) < -128 or int(weight.max()) > 127:
@@ -73,9 +75,12 @@ def _weighted(b: CBuilder, node: Node, kernel: Kernel, weight: torch.Tensor, geo
                      "8-bit weights, and activations of 16 bits less their zero point")
     by, bias = kernel.multiplier, kernel.binding.bias  # type: ignore[attr-defined]
     count = int(geometry["out_c"])  # type: ignore[call-overload]
+    words, held = WHOLE_BYTE_WORDS, kernel.binding.weight
+    if held is not None and held.qparams.qtype.bits <= 4 and int(weight.min()) >= -8 and int(weight.max()) <= 7:
+        words, weight = FOUR_BIT_WORDS, packed(weight)
     fields = {"weight": b.array("weight", weight, "s8"),
               "bias": "NULL" if bias is None else b.array("bias", bias, "s32"), **b.multiplier(by, count)}
-    return b.struct("conv", **fields, **geometry, in_zero=zero, **codes_of(kernel))
+    return b.struct("conv", **fields, **geometry, in_zero=zero, **codes_of(kernel)), words
 
 
 @c_op("conv")
@@ -96,11 +101,12 @@ def _conv(b: CBuilder, node: Node, kernel: Kernel) -> None:
     geometry["groups"] = groups
     types = {"x": x.ctype, "y": y.ctype}
     if groups == x.shape[1] == shape[1]:
-        p = _weighted(b, node, kernel, weight.flatten(1).t(), geometry)
-        return b.call("depthwise2d_${x}_$y", types, f"&{p}", at(x), at(y), buffers=(x, y))
-    p = _weighted(b, node, kernel, weight.movedim(1, -1), geometry)
+        p, words = _weighted(b, node, kernel, weight.flatten(1).t(), geometry, packed_neighbours)
+        return b.call("depthwise2d${four}_${x}_$y", types | words, f"&{p}", at(x), at(y), buffers=(x, y))
+    p, words = _weighted(b, node, kernel, weight.movedim(1, -1).flatten(1), geometry)
     columns = b.buffer("s16", math.prod(weight.shape[1:]) * min(2, out_h * out_w))
-    return b.call("conv2d_${x}_$y", types, f"&{p}", at(x), at(y), f"@{columns}@", scratch=(columns,), buffers=(x, y))
+    return b.call("conv2d${four}_${x}_$y", types | words, f"&{p}", at(x), at(y), f"@{columns}@", scratch=(columns,),
+                  buffers=(x, y))
 
 
 @c_op("linear")
@@ -116,10 +122,10 @@ def _linear(b: CBuilder, node: Node, kernel: Kernel) -> None:
         "batch": 1, "in_h": 1, "in_w": rows, "in_c": x.shape[-1], "out_h": 1, "out_w": rows, "out_c": len(weight),
         **{f"{name}_{side}": 0 if name == "pad" else 1 for name in ("kernel", "stride", "pad", "dilation")
            for side in "hw"}, "groups": 1}
-    p = _weighted(b, node, kernel, weight, geometry)
+    p, words = _weighted(b, node, kernel, weight, geometry)
     columns = b.buffer("s16", x.shape[-1] * min(2, rows))
-    b.call("conv2d_${x}_$y", {"x": x.ctype, "y": y.ctype}, f"&{p}", at(x), at(y), f"@{columns}@", scratch=(columns,),
-           buffers=(x, y))
+    b.call("conv2d${four}_${x}_$y", {"x": x.ctype, "y": y.ctype, **words}, f"&{p}", at(x), at(y), f"@{columns}@",
+           scratch=(columns,), buffers=(x, y))
 
 
 # -- two operands -------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from intact.exporters.c.layout import Stored, viewed
 from intact.exporters.c.ops import broadcast_steps, c_op, codes_of
 from intact.graph import Node
 from intact.kernels import UNARY_OPS, Kernel
+from intact.kernels.base import activation_codes
 from intact.types.dims import BATCH, resolve_dim
 
 __all__: list[str] = []
@@ -118,7 +119,7 @@ def _concat(b: CBuilder, node: Node, kernel: Kernel) -> None:
 
 @c_op(*UNARY_OPS)
 def _unary(b: CBuilder, node: Node, kernel: Kernel) -> None:
-    """A table, or a clamp where that gives the same."""
+    """A table, the knots of a curve, or a clamp where that gives the same."""
     table, lowest = kernel.table.to(torch.int64), kernel.qmin  # type: ignore[attr-defined]
     x = b.operand(node.inputs[0])
     y = b.result(x.order)
@@ -131,5 +132,11 @@ def _unary(b: CBuilder, node: Node, kernel: Kernel) -> None:
         if torch.equal((every + offset).clamp(low, high), table):
             return b.call("clamp_${x}_$y", types, str(offset), str(low), str(high), at(x), at(y), str(x.size),
                           buffers=(x, y), over=over)
+    curve = kernel.curve  # type: ignore[attr-defined]
+    if curve is not None:
+        low, high = activation_codes(kernel.binding)
+        numbers = map(str, (curve.step, lowest, low, high))
+        return b.call("curve_${x}_$y", types, b.array("knots", curve.knots, "s32"), *numbers, at(x), at(y), str(x.size),
+                      buffers=(x, y), over=over)
     name = b.array("table", table, y.ctype)
     return b.call("table_${x}_$y", types, name, str(lowest), at(x), at(y), str(x.size), buffers=(x, y), over=over)

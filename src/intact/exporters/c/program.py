@@ -14,6 +14,7 @@ from intact.exporters.builder import place
 from intact.exporters.c import passive, transform
 from intact.exporters.c.arithmetic import arithmetic_snippets, check_arithmetic
 from intact.exporters.c.builder import Buffer, CBuilder, Step, c_type
+from intact.exporters.c.four_bits import FOUR_BIT_SNIPPETS
 from intact.exporters.c.kernels import KERNEL_SNIPPETS
 from intact.exporters.c.layout import Stored
 from intact.exporters.c.memory import Block, largest_live, place_blocks
@@ -125,9 +126,11 @@ def _reserved(stem: str) -> list[str]:
     """What the file may define itself."""
     types = [{"x": x, "y": y, "a": x, "b": y, "wide": w} for x, y in itertools.product(("s8", "u8", "s16"), repeat=2)
              for w in ("", "_wide")]
-    functions = [*KERNEL_SNIPPETS, *MOVE_SNIPPETS, *NORM_SNIPPETS, *arithmetic_snippets(_ANY_FIXED)]
+    types += [{**t, "four": "4"} for t in types] + [{**t, "four": ""} for t in types]
+    functions = [*KERNEL_SNIPPETS, *FOUR_BIT_SNIPPETS, *MOVE_SNIPPETS, *NORM_SNIPPETS, *arithmetic_snippets(_ANY_FIXED)]
     made = {Template(f).safe_substitute(t) for f in functions for t in types}
-    others = ["finish", "dot_2x2", "place", "next", "axes", "arena", "edge", "separate", "power", "square_root"]
+    others = ["finish", "dot_2x2", "dot4_2x2", "low_half", "high_half",
+              "place", "next", "axes", "arena", "edge", "separate", "power", "square_root"]
     return [*sorted(made), identifier(stem), *others]
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from onnx import TensorProto
 
 from intact.errors import ExportError
 from intact.exporters.builder import Builder, place
 from intact.exporters.onnx.ops import MOVES, avg_pool_attrs, conv_attrs, pad, resize
 from intact.exporters.onnx.tables import emit_unary
+from intact.exporters.onnx.wide import WIDE, is_wide
 from intact.graph import Node
 from intact.kernels import KERNELS, UNARY_OPS, Binding
 
@@ -23,6 +25,8 @@ def emit_integer(b: Builder, n: Node, binding: Binding) -> None:
     """Append an integer node; its codes (or its accumulator's value) become those of its edge."""
     if n.op in UNARY_OPS:
         emit_unary(b, n, binding)
+    elif n.op in WIDE and is_wide(binding):
+        WIDE[n.op](b, n, binding)
     elif n.op in MOVES:
         _move(b, n, binding)
     elif n.op in _EMIT:
@@ -131,12 +135,21 @@ def _pad(b: Builder, n: Node, binding: Binding) -> None:
     """On the codes: the runtime would pad in float between DequantizeLinear and QuantizeLinear."""
     kernel = KERNELS["pad"](binding)
     value = np.array(kernel.value, str(binding.output.qtype.storage).removeprefix("torch."))  # type: ignore[attr-defined]
-    b.codes[n.name] = pad(b, n, b.codes_of(n.inputs[0]), value)
+    if binding.output.qtype.storage != torch.int16:
+        b.codes[n.name] = pad(b, n, b.codes_of(n.inputs[0]), value)
+    else:
+        b.codes[n.name] = b.within(b.codes_of(n.inputs[0]), "int16", "int32",
+                                   lambda x: pad(b, n, x, value.astype(np.int32)), n.name)
 
 
 def _move(b: Builder, n: Node, binding: Binding) -> None:
     """On the codes themselves: nothing is dequantized, whatever the runtime fuses."""
-    b.codes[n.name] = MOVES[n.op](b, n, b.codes_of(n.inputs[0]))
+    codes = b.codes_of(n.inputs[0])
+    if n.op in ("max_pool", "interpolate_nearest") and binding.output.qtype.storage == torch.int16:
+        # the runtime has neither for 16 bits; float32 holds every code
+        b.codes[n.name] = b.within(codes, "int16", "float32", lambda x: MOVES[n.op](b, n, x), n.name)
+    else:
+        b.codes[n.name] = MOVES[n.op](b, n, codes)
 
 
 _EMIT: dict[str, Emit] = {

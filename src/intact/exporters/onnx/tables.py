@@ -94,15 +94,13 @@ def _clamp(b: Builder, n: Node, binding: Binding) -> None:
     low, high = (0.0, float("inf")) if n.op == "relu" else (n.attrs["low"], n.attrs["high"])
     bounds = quantize(torch.tensor([low, high]), q, binding.arithmetic).tolist()
     codes = b.codes_of(n.inputs[0])
-    dtype = str(q.qtype.storage).removeprefix("torch.")
-    names = [b.const(f"{n.name}:{k}", np.array(int(v), dtype)) for k, v in zip(("low", "high"), bounds, strict=True)]
     kernel, every = KERNELS[n.op](binding), torch.arange(q.qtype.qmin, q.qtype.qmax + 1)
     clipped = dequantize(every.clamp(int(bounds[0]), int(bounds[1])), q)
     if not torch.equal(quantize(clipped, binding.output, binding.arithmetic), kernel.table):  # type: ignore[attr-defined]
         # a bound between two codes of the operand
         b.codes[n.name] = _gather(b, n, codes, kernel.stored, q)  # type: ignore[attr-defined]
         return
-    codes = b.op("Clip", [codes, *names], f"{n.name}:clamped")
+    codes = b.clip(codes, int(bounds[0]), int(bounds[1]), q.qtype, n.name)
     y = b.op("Concat", [b.dequantize(codes, q, n.inputs[0])], f"{n.name}:rescaled", name=n.name, axis=0)
     b.codes[n.name] = b.result_codes(y, binding, n.name)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from intact.arithmetic import Arithmetic, BinaryRule, PoolRule, Requantize, Rounding
+from intact.arithmetic import Arithmetic, BinaryRule, FunctionRule, PoolRule, Requantize, Rounding
 from intact.arithmetic.layer_norm import MOST_VALUES
 from intact.graph import Graph, Node
 from intact.kernels import UNARY_OPS
@@ -60,7 +60,7 @@ INTEGER_RULES: dict[str, OpRule] = {
 
 FIXED_POINT = Target(
     name="fixed_point",
-    version=1,
+    version=2,  # functions of 16-bit codes are interpolated
     arithmetic=Arithmetic(
         "fixed_point",
         rounding=Rounding.HALF_UP,
@@ -68,6 +68,7 @@ FIXED_POINT = Target(
         mul=BinaryRule.INTEGER,
         average_pool=PoolRule.SUM,
         requantize=Requantize.FIXED_POINT,
+        functions=FunctionRule.INTERPOLATED,
     ),
     rules=INTEGER_RULES,
     activation_bits=tuple(range(2, 17)),

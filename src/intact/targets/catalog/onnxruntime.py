@@ -7,6 +7,7 @@ Measured with onnxruntime 1.31: which QDQ groups the session fuses into integer 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from importlib import resources
 
 import numpy as np
@@ -25,6 +26,7 @@ ARITHMETIC = Arithmetic(
     mul=BinaryRule.FUSED,
     average_pool=PoolRule.DEQUANTIZED,
     zero_inside_pool=True,
+    wide_accumulator_bits=53,  # in float64, and in float32 by parts
 )
 
 
@@ -91,4 +93,13 @@ RULES: dict[str, OpRule] = {
 #: float operations with an ONNX form, one name a line; tests hold the list against the exporter
 EXPORTED = frozenset(resources.files(__package__).joinpath("onnx_operations.txt").read_text("utf-8").split())
 
-ONNXRUNTIME = Target(name="onnxruntime", version=1, arithmetic=ARITHMETIC, rules=RULES, exported=EXPORTED)
+ONNXRUNTIME = Target(
+    name="onnxruntime",
+    version=1,
+    arithmetic=ARITHMETIC,
+    rules={op: replace(rule, kernel_bits=8) for op, rule in RULES.items()},
+    activation_bits=(*range(2, 9), 16),
+    symmetric_from=9,
+    signed_from=9,
+    exported=EXPORTED,
+)

@@ -13,5 +13,5 @@ from intact.targets.catalog.onnxruntime import ONNXRUNTIME
 
 __all__ = ["X86_AVX2"]
 
-X86_AVX2 = replace(ONNXRUNTIME, name="x86_avx2", arithmetic=replace(ONNXRUNTIME.arithmetic, name="x86_avx2",
-                                                                    pair_bits=16))
+X86_AVX2 = replace(ONNXRUNTIME, name="x86_avx2", activation_bits=tuple(range(2, 9)),
+                   arithmetic=replace(ONNXRUNTIME.arithmetic, name="x86_avx2", pair_bits=16))
