@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import intact
-from intact.errors import PlanError
+from intact.errors import CalibrationError, PlanError
 from intact.graph.masks import MASK_CODES
 from intact.reference import integer as mirror
 from intact.types import Fixed
@@ -197,6 +197,18 @@ def test_other_masks_are_refused_by_name(form: Callable[..., Tensor]) -> None:
     fm = intact.capture(Attends({"": form}).eval(), torch.randn(2, N, D))
     with pytest.raises(PlanError, match="adds the mask"):
         intact.plan(fm, "fixed_point")
+
+
+@pytest.mark.parametrize("low", [-1e9, -torch.inf])
+def test_a_mask_of_numbers_is_refused_and_a_bias_is_not(low: float) -> None:
+    class Added(nn.Module):
+        def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+            return (x @ x.mT + bias[:, None]).softmax(-1) @ x
+
+    x, bias = torch.randn(4, N, D), torch.randn(4, N)
+    assert intact.quantize(Added(), [(x, bias)], target="fixed_point")(x, bias).shape == x.shape
+    with pytest.raises(CalibrationError, match="boolean mask"):
+        intact.quantize(Added(), [(x, bias.masked_fill(bias > 0, low))], target="fixed_point")
 
 
 def test_the_mask_of_sdpa_is_one() -> None:

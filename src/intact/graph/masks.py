@@ -14,7 +14,7 @@ from intact.graph.float_model import FloatModel
 from intact.graph.ir import PASSIVE_OPS, Graph, Node
 from intact.types import INT8, QParams
 
-__all__ = ["LOWEST", "MASK", "MASK_CODES", "mask_edges", "masks_as_operands"]
+__all__ = ["LOWEST", "MASK", "MASK_CODES", "added_inputs", "mask_edges", "masks_as_operands"]
 
 #: a constant that reaches below this is an additive attention mask
 MASK = -1e4
@@ -51,6 +51,29 @@ def mask_edges(graph: Graph) -> frozenset[str]:
         node = index[waiting.pop()]
         waiting += [i for i in node.inputs if i not in found]
         found.update(node.inputs)
+    return frozenset(found)
+
+
+def added_inputs(graph: Graph) -> frozenset[str]:
+    """Inputs that are added to what a softmax reads, moved or not: they may be masks given as numbers.
+
+    >>> x, m = Node("x", "input"), Node("m", "input")
+    >>> nodes = x, m, Node("y", "add", ("x", "m")), Node("z", "softmax", ("y",))
+    >>> sorted(added_inputs(Graph(nodes, {"kind": "edge", "name": "z"})))
+    ['m', 'x']
+    """
+    index = graph.index
+    found: set[str] = set()
+    waiting = [n.inputs[0] for n in graph if n.op == "softmax"]
+    while waiting:
+        node = index[waiting.pop()]
+        if node.op in ("add", "mul_scalar", *PASSIVE_OPS):
+            waiting += node.inputs
+        for edge in node.inputs if node.op == "add" else ():
+            source = index[edge]
+            while source.op in PASSIVE_OPS:
+                source = index[source.inputs[0]]
+            found.update({source.name} if source.op == "input" else ())
     return frozenset(found)
 
 
