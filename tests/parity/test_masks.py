@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import intact
-from intact.errors import CalibrationError, PlanError
+from intact.engine.validate import check
+from intact.errors import ArtifactError, CalibrationError, PlanError
 from intact.graph.masks import MASK_CODES
 from intact.reference import integer as mirror
 from intact.types import Fixed
@@ -209,6 +211,19 @@ def test_a_mask_of_numbers_is_refused_and_a_bias_is_not(low: float) -> None:
     assert intact.quantize(Added(), [(x, bias)], target="fixed_point")(x, bias).shape == x.shape
     with pytest.raises(CalibrationError, match="boolean mask"):
         intact.quantize(Added(), [(x, bias.masked_fill(bias > 0, low))], target="fixed_point")
+
+
+def test_a_model_with_masks_is_not_for_targets_with_floats() -> None:
+    qfloat, q = quantized(_only(INPUT, "filled"), True)
+    with pytest.raises(PlanError, match="capture the model anew"):
+        intact.plan(qfloat.float_model, "onnxruntime")
+    assert intact.plan(qfloat.float_model, "fixed_point").graph == q.graph  # once is enough
+    (name,) = [n.name for n in q.graph if n.op == "softmax"]
+    b = q.bindings[name]
+    other = replace(b, inputs=(b.inputs[0], b.inputs[0]))
+    bad = replace(q, bindings={**q.bindings, name: other}, qparams={**q.qparams, "reshape": b.inputs[0]})
+    with pytest.raises(ArtifactError):
+        check(bad)
 
 
 def test_the_mask_of_sdpa_is_one() -> None:

@@ -150,6 +150,9 @@ def _check_binding(q: QModel, nodes: Mapping[str, Node], node: Node, b: Binding)
         raise ArtifactError("an integer kernel reads an accumulator", where=where)
     if node.op in PASSIVE_OPS and not b.inputs[0].same_as(b.output):
         raise ArtifactError("an operation that moves codes must keep their parameters", where=where)
+    if node.op == "softmax" and not all(p.same_as(MASK_CODES) for p in b.inputs[1:]):
+        raise ArtifactError("a mask has another encoding", where=where, got=brief([str(p.qtype) for p in b.inputs[1:]]),
+                            allowed=f"{MASK_CODES.qtype}, scale 1, zero point 0")
     fixed = q.target.prescribed(node.op, b.output.qtype.bits)
     if fixed is not None and not b.output.same_as(fixed):
         raise ArtifactError("the target prescribes another encoding of this output", where=where,

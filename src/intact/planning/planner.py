@@ -60,6 +60,9 @@ def plan(model: FloatModel, target: TargetLike = "onnxruntime", recipe: Recipe |
     wish = recipe or Recipe()
     if not where.float_operations and where.arithmetic.softmax is SoftmaxRule.TABLES:
         model = masks_as_operands(model)
+    elif masks := mask_edges(model.graph):
+        raise PlanError("masks are operands of a softmax, as targets of integers only have them",
+                        where=", ".join(sorted(masks)[:3]), got=f"target '{where.name}'", fix="capture the model anew")
     graph = model.graph
     hints = hints_by_node(model)
     wishes = {name: how_of(hint) for name, hint in hints.items()}
