@@ -13,6 +13,7 @@ from torch import Tensor
 from intact.arithmetic import REFERENCE, Arithmetic, Requantize, Rounding
 from intact.arithmetic.layer_norm import GAMMA_BITS
 from intact.arithmetic.softmax import softmax_output
+from intact.graph.masks import LOWEST, MASK_CODES
 from intact.kernels import KERNELS, UNARY_OPS, Binding
 from intact.targets import get_target
 from intact.types import INT32, PerChannel, PerTensor, QParams, QTensor, QType
@@ -188,8 +189,20 @@ def draw_softmax(draw: Draw) -> Drawn:
     shape = spatial(draw)
     q, arithmetic = draw_params(draw, (2, 8, 16)), draw_fixed(draw)
     output = softmax_output(draw(st.sampled_from([4, 8, 16])), signed=True)
-    return Binding("softmax", {"axis": draw(st.integers(1, 3))}, (q,), output, arithmetic), [
-        draw_codes(draw, q, shape)], shape[0]
+    hidden = draw(st.lists(st.sampled_from([LOWEST, 0, 1]), max_size=3))
+    attrs = {"axis": draw(st.integers(1, 3)), **({"hidden": hidden} if hidden else {})}
+    masks = [draw_mask(draw, shape, code) for code in hidden]
+    return Binding("softmax", attrs, (q, *[MASK_CODES] * len(masks)), output, arithmetic), [
+        draw_codes(draw, q, shape), *masks], shape[0]
+
+
+def draw_mask(draw: Draw, shape: Sequence[int], code: int) -> Tensor:
+    """Codes of 0 and of what hides, some or all; repeated along some axes, the first ones left out."""
+    kept = [shape[0], *(1 if draw(st.booleans()) else d for d in shape[1:])]
+    g = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
+    share = draw(st.sampled_from([0.0, 0.3, 0.7, 1.0]))
+    other = 0 if code else 1
+    return torch.where(torch.rand(kept, generator=g) < share, code, other).to(torch.int8)
 
 
 def draw_layer_norm(draw: Draw) -> Drawn:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import intact
+from intact import Quant, Recipe
 from intact.arithmetic import (
     Arithmetic,
     BinaryRule,
@@ -32,6 +33,7 @@ from intact.errors import ArtifactError, PlanError
 from intact.targets import BUILT_IN, TARGETS, Target, describe, get_target, load_target, parse_target, target_to_toml
 from intact.targets.catalog.fixed_point import INTEGER_RULES
 from intact.targets.codec import rules_of
+from intact.types import PerTensor
 
 #: LiteRT's have rules in Python
 DESCRIBED = sorted(n for n in BUILT_IN if TARGETS[n].arithmetic.integer_only and TARGETS[n].exported is None
@@ -168,6 +170,11 @@ def test_a_damaged_description_is_refused(tmp_path: Path) -> None:
 def test_weights_have_one_scale_where_the_target_has_no_more() -> None:
     q = intact.quantize(Net(), [torch.randn(16, 6)], target=replace(mine(), per_channel=False))
     assert {b.weight.qparams.scale.ndim for b in q.bindings.values() if b.weight is not None} == {0}
+    assert "one scale for each weight instead of one per channel" in q.plan
+    wanted = Recipe(default=Quant(weight_granularity=PerTensor()))
+    fm = intact.capture(Net(), torch.randn(2, 6))
+    assert "instead of one per channel" not in str(intact.plan(fm, replace(mine(), per_channel=False), wanted))
+    assert "instead of one per channel" not in str(intact.plan(fm, mine()))
 
 
 # -- what is wrong ------------------------------------------------------------------------------

@@ -56,26 +56,33 @@ def exp_tables(scale: float, bits: int, fraction: int) -> tuple[Tensor, Tensor]:
     )
 
 
-def softmax_codes(codes: Tensor, axis: int, tables: tuple[Tensor, Tensor], output: QParams) -> Tensor:
+def softmax_codes(
+    codes: Tensor, axis: int, tables: tuple[Tensor, Tensor], output: QParams, hidden: Tensor | None = None
+) -> Tensor:
     """Codes of the probabilities along ``axis``, int64.
 
     With ``d = max(codes) - code``: ``e = (high[d >> 8] * low[d & 255] + 2**14) >> 15``, and the probability is
-    ``(e * n + S / 2) / S`` rounded down, where S is the sum of all e and n the number of steps from 0 to 1.
+    ``(e * n + S / 2) / S`` rounded down, where S is the sum of all e and n the number of steps from 0 to 1. What is
+    hidden has e = 0 and is no maximum; where all is hidden, S is 1, and so every probability 0.
 
     Args:
         codes: int64.
         axis: that is normalised; its length must be what the tables were made for.
         tables: of :func:`exp_tables`.
         output: of :func:`softmax_output`, or any other power of two as scale.
+        hidden: what takes no part, of the shape of ``codes``.
 
     >>> tables = exp_tables(0.1, 8, exp_bits(2))
     >>> softmax_codes(torch.tensor([[10, 10]]), 1, tables, softmax_output(8, signed=True))
     tensor([[0, 0]])
     """
     high, low = tables
+    if hidden is not None:
+        codes = codes.masked_fill(hidden, int(codes.min()))
     d = codes.amax(axis, keepdim=True) - codes
     e = (high[d >> _LOW] * low[d & ((1 << _LOW) - 1)] + _HALF) >> 15
-    total = e.sum(axis, keepdim=True)
+    e = e if hidden is None else e.masked_fill(hidden, 0)
+    total = e.sum(axis, keepdim=True).clamp(min=1)
     steps = round(1.0 / float(output.scale))
     if not math.log2(steps).is_integer():
         raise PlanError("the scale of probabilities is not a power of two", got=float(output.scale))

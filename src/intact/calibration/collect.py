@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from intact.errors import CalibrationError
 from intact.graph import Graph, Node
+from intact.graph.masks import MASK, added_inputs
 from intact.simulation import QFloatModel
 
 __all__ = ["Collector", "masked_operands"]
@@ -50,10 +52,16 @@ class Collector:
             if qfloat.plan.decisions[node.name].integer and "weight" in node.params and "bias" in node.params:
                 self.layers.setdefault(node.inputs[0], node.op)
         self.graph = graph
+        #: inputs that would take all codes for themselves if they were masks
+        self.additive = frozenset() if qfloat.plan.target.float_operations else added_inputs(graph)
 
     def __call__(self, node: Node, value: Tensor) -> None:
         """Observe one edge."""
         name = node.name
+        if name in self.additive and float(value.min()) <= MASK:
+            raise CalibrationError("an input that is added to scores holds a mask", where=name, got=float(value.min()),
+                                   allowed=f"numbers above {MASK:g}, or a boolean mask",
+                                   fix="let forward take a boolean mask, for masked_fill or where")
         if name in self.layers:
             self._add_means(name, value)
         if name in self.wanted:

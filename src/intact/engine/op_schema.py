@@ -11,6 +11,7 @@ from intact.engine.readers import brief
 from intact.errors import ArtifactError
 from intact.graph import Node
 from intact.graph.generic import DTYPES, problem
+from intact.graph.masks import LOWEST
 from intact.kernels import UNARY_OPS
 from intact.types.dims import is_dim
 
@@ -58,6 +59,7 @@ _COUNT = _Kind("an integer from 1", _whole(1))
 _INDEX = _Kind("an integer", _whole(-(2**63), 2**63 - 1))
 _INDICES = _Kind("integers from 0", _many(_whole(0)))
 _PADS = _Kind("up to 6 integers", _many(_whole(-_LARGEST), 6))
+_HIDDEN = _Kind("codes that hide", lambda v: _many(lambda c: type(c) is int and c in (LOWEST, 0, 1))(v))
 _FLAG = _Kind("true or false", lambda v: type(v) is bool)
 _NUMBER = _Kind("a number", _number)
 _DIMS = _Kind('integers, or expressions such as "2*batch"', _many(_dim, 16))
@@ -120,7 +122,7 @@ OPS: dict[str, OpSchema] = {
     "max_pool": OpSchema(attrs={**_WINDOW, "dilation": _FROM_1}),
     "mean": OpSchema(attrs=_REDUCE, activation=True),
     "sum": OpSchema(attrs=_REDUCE),
-    "softmax": OpSchema(attrs={"axis": _AXIS}),
+    "softmax": OpSchema(1, _LIST_LIMIT, attrs={"axis": _AXIS}),  # scores, masks
     "log_softmax": OpSchema(attrs={"axis": _AXIS}),
     "interpolate": OpSchema(attrs={**_RESIZE, "mode": _one_of("linear", "bilinear", "bicubic"),
                                    "align_corners": _one_of(True, False, None)}),
@@ -168,7 +170,8 @@ def check_node(node: Node) -> None:
 
 def _check_attrs(node: Node, schema: OpSchema, where: str) -> None:
     kinds = {**schema.attrs, **({"activation": _RANGE} if schema.activation and "activation" in node.attrs else {}),
-             **({"limits": _LIMITS} if node.op == "input" and "limits" in node.attrs else {})}
+             **({"limits": _LIMITS} if node.op == "input" and "limits" in node.attrs else {}),
+             **({"hidden": _HIDDEN} if node.op == "softmax" and len(node.inputs) > 1 else {})}
     if set(node.attrs) != set(kinds):
         raise ArtifactError(f"'{node.op}' has the wrong attributes", where=where, got=brief(sorted(node.attrs)),
                             allowed=", ".join(sorted(kinds)))
@@ -176,6 +179,8 @@ def _check_attrs(node: Node, schema: OpSchema, where: str) -> None:
         if not kind.holds(node.attrs[name]):
             raise ArtifactError(f"attribute '{name}' of '{node.op}' is wrong", where=where,
                                 got=brief(node.attrs[name]), allowed=kind.says)
+    if "hidden" in kinds and len(node.attrs["hidden"]) != len(node.inputs) - 1:
+        raise ArtifactError("every mask of a softmax has a code that hides", where=where, got=brief(node.attrs))
     if len({len(node.attrs[a]) for a in _SPATIAL & set(kinds)}) > 1:
         raise ArtifactError(f"attributes of '{node.op}' differ in length", where=where, got=brief(dict(node.attrs)))
 

@@ -114,4 +114,6 @@ def _describe(q: QModel) -> str:
     lines += [f"    {n.path or n.name} ({n.op}): {reasons.get(n.name, 'no reason is known')}" for n in rest[:_SHOWN]]
     if len(rest) > _SHOWN:
         lines.append(f"    and {len(rest) - _SHOWN} more; print(q.plan) has all")
+    found = [f"{where}: {text}" for where, text in q.info.get("notes", ()) if text not in q.plan]
+    lines += ["  adjusted to what the target can express:", *(f"    {n}" for n in found)] if found else []
     return "\n".join(lines)

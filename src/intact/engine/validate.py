@@ -25,6 +25,7 @@ from intact.errors import ArtifactError, PlanError
 from intact.graph import Node
 from intact.graph.free import limits_of
 from intact.graph.ir import PASSIVE_OPS
+from intact.graph.masks import MASK_CODES, mask_edges
 from intact.kernels import KERNELS, Binding
 from intact.targets import TARGETS, Target, describe, parse_target
 from intact.types import PerChannel, PerTensor, QParams, QTensor
@@ -125,6 +126,11 @@ def _check_params(q: QModel) -> None:
                                 allowed=", ".join(sorted(DTYPES)))
 
 
+def _may_have_codes(node: Node, p: QParams) -> bool:
+    """Real numbers, or a mask."""
+    return "float" in node.dtype or (node.dtype == "bool" and p.same_as(MASK_CODES))
+
+
 # -- numbers ------------------------------------------------------------------------------------
 
 
@@ -134,7 +140,7 @@ def _check_binding(q: QModel, nodes: Mapping[str, Node], node: Node, b: Binding)
     if node.op not in KERNELS or node.op not in q.target.rules:
         raise ArtifactError(f"target '{q.target.name}' has no integer kernel for '{node.op}'", where=where)
     edges = [*node.inputs, node.name]
-    if any(e not in q.qparams or "float" not in nodes[e].dtype for e in edges):
+    if any(e not in q.qparams or not _may_have_codes(nodes[e], q.qparams[e]) for e in edges):
         raise ArtifactError("an edge of an integer node has no parameters, or is no float tensor", where=where)
     used = [*b.inputs, b.output]
     if len(used) != len(edges) or not all(u.same_as(q.qparams[e]) for u, e in zip(used, edges, strict=True)) \
@@ -144,6 +150,9 @@ def _check_binding(q: QModel, nodes: Mapping[str, Node], node: Node, b: Binding)
         raise ArtifactError("an integer kernel reads an accumulator", where=where)
     if node.op in PASSIVE_OPS and not b.inputs[0].same_as(b.output):
         raise ArtifactError("an operation that moves codes must keep their parameters", where=where)
+    if node.op == "softmax" and not all(p.same_as(MASK_CODES) for p in b.inputs[1:]):
+        raise ArtifactError("a mask has another encoding", where=where, got=brief([str(p.qtype) for p in b.inputs[1:]]),
+                            allowed=f"{MASK_CODES.qtype}, scale 1, zero point 0")
     fixed = q.target.prescribed(node.op, b.output.qtype.bits)
     if fixed is not None and not b.output.same_as(fixed):
         raise ArtifactError("the target prescribes another encoding of this output", where=where,
@@ -269,8 +278,10 @@ def _check_edge(q: QModel, nodes: Mapping[str, Node], name: str, p: QParams) -> 
     if name not in nodes:
         raise ArtifactError("no such edge", where=where)
     node = nodes[name]
-    if "float" not in node.dtype:
+    if not _may_have_codes(node, p):
         raise ArtifactError("an edge that holds no floats has parameters", where=where, got=node.dtype)
+    if p.same_as(MASK_CODES) and name in mask_edges(q.graph):
+        return
     if p.qtype.bits <= 16:
         if p.granularity != PerTensor() or p.qtype.bits not in q.target.activation_bits:
             raise ArtifactError(f"target '{q.target.name}' has no such encoding of an edge", where=where,

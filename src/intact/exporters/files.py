@@ -23,6 +23,11 @@ def check_path(path: Path) -> None:
     Raises:
         ExportError: saying why.
     """
+    try:
+        path.exists()
+    except OSError as error:  # a name too long, for one
+        raise ExportError("the output path cannot be used", where=f"{str(path)[:120]}...", got=error.strerror,
+                          fix="choose a shorter name") from None
     if path.is_dir():
         raise ExportError("the output path is a directory", where=str(path), fix="give a file name")
     folder = path.parent

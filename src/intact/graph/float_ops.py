@@ -74,6 +74,19 @@ def _where(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, sizes: Sizes
     return torch.where(xs[0].to(torch.bool), xs[1], xs[2])
 
 
+def _softmax(xs: Sequence[Tensor], p: Mapping[str, Tensor], a: Attrs, sizes: Sizes) -> Tensor:
+    """What masks hide takes no part; their codes that hide are ``hidden`` (see :mod:`intact.graph.masks`)."""
+    x, masks = xs[0], xs[1:]
+    if not masks:
+        return F.softmax(x, a["axis"])
+    hidden = torch.zeros_like(x, dtype=torch.bool)
+    for mask, code in zip(masks, a["hidden"], strict=True):
+        hidden = hidden | (mask == bool(code) if mask.dtype == torch.bool else mask <= code)
+    # finite, so that a row of which all is hidden has gradients
+    y = F.softmax(x.masked_fill(hidden, torch.finfo(x.dtype).min), a["axis"])
+    return y.masked_fill(hidden, 0.0)
+
+
 FLOAT_OPS: dict[str, FloatOp] = {
     "conv": _conv,
     "conv_transpose": _conv_transpose,
@@ -91,7 +104,7 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "avg_pool": _avg_pool,
     "mean": lambda xs, p, a, b: xs[0].mean(a["axes"], keepdim=a["keepdim"]),
     "sum": lambda xs, p, a, b: xs[0].sum(a["axes"], keepdim=a["keepdim"]),
-    "softmax": lambda xs, p, a, b: F.softmax(xs[0], a["axis"]),
+    "softmax": _softmax,
     "log_softmax": lambda xs, p, a, b: F.log_softmax(xs[0], a["axis"]),
     "layer_norm": lambda xs, p, a, b: F.layer_norm(
         xs[0], a["shape"], p.get("weight"), p.get("bias"), a["eps"]

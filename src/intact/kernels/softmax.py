@@ -18,14 +18,17 @@ __all__ = ["SoftmaxKernel"]
 
 @kernel("softmax")
 class SoftmaxKernel(Kernel):
-    """Tables of powers of e of the operand's scale, their sum, one division for every output."""
+    """Tables of powers of e of the operand's scale, their sum, one division for every output.
+
+    Further operands are masks: codes that equal ``hidden[i]`` take their score out.
+    """
 
     def __init__(self, binding: Binding) -> None:
         super().__init__(binding)
         self._tables: dict[int, tuple[Tensor, Tensor]] = {}
         self.rule = binding.arithmetic.softmax
         if self.rule is not SoftmaxRule.TABLES:
-            (q,) = binding.inputs
+            q = binding.inputs[0]
             given = float(binding.output.scale), int(binding.output.zero_point)
             if given != (2.0**-8, -128) or q.qtype.bits > 8:
                 raise PlanError("this softmax takes 8 bits and gives 1/256 from -128 up", where=binding.where,
@@ -35,13 +38,21 @@ class SoftmaxKernel(Kernel):
     def tables(self, count: int) -> tuple[Tensor, Tensor]:
         """For ``count`` operands of one sum (see :func:`intact.arithmetic.softmax.exp_tables`)."""
         if count not in self._tables:
-            (q,) = self.binding.inputs
+            q = self.binding.inputs[0]
             self._tables[count] = exp_tables(float(q.scale), q.qtype.bits, exp_bits(count))
         return self._tables[count]
 
+    def _hidden(self, xs: Sequence[Tensor]) -> Tensor | None:
+        """What the masks hide, of the operand's shape; None without masks."""
+        hidden = None
+        for mask, code in zip(xs[1:], self.binding.attrs.get("hidden", ()), strict=True):
+            found = (mask == code).expand(xs[0].shape)
+            hidden = found if hidden is None else hidden | found
+        return hidden
+
     def __call__(self, xs: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Codes of the probabilities."""
-        (x,), axis = xs, self.binding.attrs["axis"]
+        x, axis = xs[0], self.binding.attrs["axis"]
         if not x.numel():
             return x.clone()
         if self.rule is not SoftmaxRule.TABLES:
@@ -49,5 +60,5 @@ class SoftmaxKernel(Kernel):
             found = softmax(x.long().movedim(axis, -1), self.exps).movedim(-1, axis)
             return to_carrier(found.float(), x, self.binding)
         high, low = (t.to(x.device) for t in self.tables(x.shape[axis]))
-        codes = softmax_codes(x.long(), axis, (high, low), self.binding.output)
+        codes = softmax_codes(x.long(), axis, (high, low), self.binding.output, self._hidden(xs))
         return to_carrier(codes.float(), x, self.binding)

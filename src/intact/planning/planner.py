@@ -9,11 +9,12 @@ from typing import Literal
 
 import torch
 
-from intact.arithmetic import Requantize
+from intact.arithmetic import Requantize, SoftmaxRule
 from intact.arithmetic.layer_norm import GAMMA_BITS
 from intact.errors import PlanError
 from intact.graph import PASSIVE_OPS, FloatModel, Graph, Hint, Node
 from intact.graph.attention import attention_softmaxes, scores
+from intact.graph.masks import MASK, mask_edges, masks_as_operands
 from intact.planning.hints import hints_by_node, how_of
 from intact.planning.overflow import check_accumulators, check_products, without_saturation
 from intact.planning.plan import Coverage, Decision, Plan, Rejection, WeightSpec
@@ -25,8 +26,6 @@ from intact.types.dims import resolve_dim, resolve_shape
 
 __all__ = ["macs_of", "plan"]
 
-#: a constant that reaches below this is an additive attention mask
-MASK = -1e4
 #: what a float node does that looks up rows of codes
 _TABLE = "rows of codes"
 _OPERAND = "its operand '{}' is float"
@@ -60,6 +59,11 @@ def plan(model: FloatModel, target: TargetLike = "onnxruntime", recipe: Recipe |
         raise PlanError("this is not a recipe", got=type(recipe).__name__, fix="write Recipe(rules=(...,))")
     where = get_target(target)
     wish = recipe or Recipe()
+    if not where.float_operations and where.arithmetic.softmax is SoftmaxRule.TABLES:
+        model = masks_as_operands(model)
+    elif masks := mask_edges(model.graph):
+        raise PlanError("masks are operands of a softmax, as targets of integers only have them",
+                        where=", ".join(sorted(masks)[:3]), got=f"target '{where.name}'", fix="capture the model anew")
     graph = model.graph
     hints = hints_by_node(model)
     wishes = {name: how_of(hint) for name, hint in hints.items()}
@@ -83,7 +87,8 @@ def plan(model: FloatModel, target: TargetLike = "onnxruntime", recipe: Recipe |
     weights, narrowed = without_saturation(model, decisions, edges, weights, hows, where)
     check_accumulators(model, decisions, edges, weights, where)
     check_products(model, decisions, edges, where)
-    notes = (*model.notes, *_hint_notes(graph, hinted), *narrowed, *_not_exported(graph, decisions, where))
+    notes = (*model.notes, *_hint_notes(graph, hinted), *_coarser(graph, weights, hows, where), *narrowed,
+             *_not_exported(graph, decisions, where))
     return Plan(where, graph, decisions, edges, weights, rejections, _coverage(model, decisions), notes, wish, hinted)
 
 
@@ -94,6 +99,20 @@ def _hint_notes(graph: Graph, hinted: Mapping[str, Hint]) -> dict[tuple[str, str
                            f"{'trained' if hint.input_range is not None else 'not trained yet'}")
         for name, hint in hinted.items()
     )
+
+
+def _coarser(
+    graph: Graph, weights: Mapping[str, WeightSpec], hows: Mapping[str, How], target: Target
+) -> list[tuple[str, str]]:
+    """A note on the layers whose weights were to have a scale for each channel, and have one."""
+    layers = [] if target.per_channel else [
+        n.path or n.name for n in graph if n.op in ("conv", "linear") and n.params["weight"] in weights
+        and isinstance(how := hows[n.name], Quant) and isinstance(how.weight_granularity, PerChannel)]
+    if not layers:
+        return []
+    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+    return [("", f"one scale for each weight instead of one per channel, in {', '.join(layers[:3])}{more}: target "
+                 f"'{target.name}' has per_channel = false")]
 
 
 def _not_exported(graph: Graph, decisions: Mapping[str, Decision], target: Target) -> list[tuple[str, str]]:
@@ -162,10 +181,11 @@ def _rejected(model: FloatModel, target: Target, hows: Mapping[str, How], wish: 
     graph = model.graph
     reasons: dict[str, str] = {}
     to_softmax = scores(graph) if target.float_operations else {}
+    masks = mask_edges(graph)
     for node in graph:
         how = hows[node.name]
         reason = how.reason or _said(node, graph, wish) if isinstance(how, Float) and node.op not in _STRUCTURE else \
-            _own_reason(node, model, target)
+            _own_reason(node, model, target, masks)
         if reason is None and node.name in to_softmax:
             reason = f"on the way to '{to_softmax[node.name]}': scores and masks stay as they are"
         if reason is not None:
@@ -214,8 +234,8 @@ def _said(node: Node, graph: Graph, wish: Recipe) -> str:
     return f"the recipe says float ({'its default' if rule is None else rule.where.text})"
 
 
-def _own_reason(node: Node, model: FloatModel, target: Target) -> str | None:
-    if node.op in _STRUCTURE:
+def _own_reason(node: Node, model: FloatModel, target: Target, masks: frozenset[str]) -> str | None:
+    if node.op in _STRUCTURE or (node.name in masks and node.op in target.rules):
         return None
     if node.op == "opaque":
         return next((text for p, text in model.notes if p == node.path), "could not be captured")
@@ -229,7 +249,7 @@ def _own_reason(node: Node, model: FloatModel, target: Target) -> str | None:
     if masked:
         return masked
     reason = target.rules[node.op].check(node, model.graph)
-    if reason is None and any(not model.graph[i].dtype.startswith("float") for i in node.inputs):
+    if reason is None and any(not model.graph[i].dtype.startswith("float") for i in node.inputs if i not in masks):
         reason = "an operand is not a float tensor"
     return reason
 

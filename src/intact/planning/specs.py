@@ -9,6 +9,7 @@ from dataclasses import replace
 from intact.arithmetic import Requantize
 from intact.graph import PASSIVE_OPS, Graph, Node
 from intact.graph.attention import attention_softmaxes
+from intact.graph.masks import MASK_CODES, mask_edges
 from intact.planning.plan import Decision
 from intact.planning.recipe import How, Quant, Recipe
 from intact.targets import Output, Target
@@ -24,11 +25,16 @@ def edge_specs(
     users, outputs = graph.consumers(), set(graph.outputs)
     settings = _with_observers(graph, _settings(graph, decisions, hows, users), users)
     specs: dict[str, QSpec] = {}
+    masks = mask_edges(graph)
     for node in graph:
         integer = decisions[node.name].integer
         read = any(decisions[u.name].integer for u in users[node.name])
+        if not target.float_operations and node.name in outputs:  # an input or a constant: what leaves has codes
+            read = True
         if not integer:
-            if read:
+            if read and node.name in masks:
+                specs[node.name] = Fixed(MASK_CODES)
+            elif read:
                 specs[node.name] = _free(node, settings[node.name], target)
             continue
         rule = target.rules[node.op]
@@ -114,7 +120,7 @@ def _free(node: Node, how: Quant, target: Target) -> Free:
         low, high = {"relu": (0.0, math.inf), "clamp": (node.attrs.get("low", 0.0), node.attrs.get("high", 0.0))}.get(
             node.op, (0.0, 1.0)
         )
-        clip = (low, high) if low <= 0.0 <= high else None
+        clip = (low, high) if low <= 0.0 <= high and low < high else None
     qtype = target.activation_type(how.activation_bits)
     symmetric = (
         how.activation_symmetric or how.activation_quantizer in ("tqt", "pact")  # their zero point is fixed

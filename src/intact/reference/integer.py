@@ -209,8 +209,10 @@ def curve(x: Array, at: Array, step: int, q: Codes, out: Codes, rounding: Roundi
     return np.clip(rounded_shift(total, step + 8, rounding), out.low, out.high)
 
 
-def softmax(x: Array, axis: int, q: Codes, bits: int, out: Codes) -> Array:
+def softmax(x: Array, axis: int, q: Codes, bits: int, out: Codes, hidden: Array | None = None) -> Array:
     """Codes of probabilities: ``bits`` is the width of the operand's codes, the scale of ``out`` a power of two.
+
+    What is ``hidden`` by a mask takes no part: neither in the maximum nor in the sum, and its probability is 0.
 
     >>> q, out = Codes(0.1, 0, -128, 127), Codes(1 / 256, -128, -128, 127)
     >>> softmax(np.array([[10, 10], [10, -100]]), 1, q, 8, out)
@@ -220,9 +222,11 @@ def softmax(x: Array, axis: int, q: Codes, bits: int, out: Codes) -> Array:
     fraction = min(16, 30 - (x.shape[axis] - 1).bit_length())
     high = [round(math.exp(-q.scale * (h << 8)) * 2**fraction) for h in range(1 << max(bits - 8, 0))]
     low = [round(math.exp(-q.scale * v) * 2**15) for v in range(1 << min(bits, 8))]
-    d = x.astype(np.int64).max(axis, keepdims=True) - x
-    e = (np.array(high)[d >> 8] * np.array(low)[d & 255] + 2**14) >> 15
-    total = e.sum(axis, keepdims=True)
+    seen = np.full(x.shape, True) if hidden is None else ~np.broadcast_to(hidden, x.shape)
+    x = np.where(seen, x.astype(np.int64), x.min())
+    d = x.max(axis, keepdims=True) - x
+    e = np.where(seen, (np.array(high)[d >> 8] * np.array(low)[d & 255] + 2**14) >> 15, 0)
+    total = np.maximum(e.sum(axis, keepdims=True), 1)
     codes: Array = (e * round(1 / out.scale) + (total >> 1)) // total + out.zero
     return np.clip(codes, out.low, out.high)
 

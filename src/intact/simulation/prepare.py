@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from intact.errors import PlanError
 from intact.graph import FloatModel
+from intact.graph.masks import masks_as_operands
 from intact.planning import Plan
 from intact.simulation.hints import trained_edges, trained_weights
 from intact.simulation.qfloat import QFloatModel
@@ -39,6 +40,8 @@ def prepare(model: FloatModel, plan: Plan, *, schedule: Schedule | None = None) 
     if not isinstance(model, FloatModel):
         raise PlanError("prepare takes a captured model", got=type(model).__name__,
                         fix="call intact.capture(model, example_inputs) first")
+    if plan.graph != model.graph:  # a plan for integers alone has masks as operands
+        model = masks_as_operands(model)
     if plan.graph != model.graph:
         raise PlanError("the plan was made for another model", got=f"a plan of {len(plan.graph.nodes)} nodes",
                         allowed=f"a plan of these {len(model.graph.nodes)} nodes", fix="plan this model")

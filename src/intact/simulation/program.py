@@ -107,6 +107,8 @@ class Program:
                     state.codes_of(node.name)
                 for name in dying.get(node.name, ()):
                     state.free(name)
+            if self.arithmetic.integer_only:  # what leaves is codes, also where it came in as numbers
+                return {name: state.leaving(name) for name in self.graph.outputs}
             return {name: state.float_of(name) for name in self.graph.outputs}
 
 
@@ -163,6 +165,11 @@ class State:
         if name not in self.floats:
             self.floats[name] = dequantize(self.codes[name], self.program.qparams[name])
         return self.floats[name]
+
+    def leaving(self, name: str) -> Tensor:
+        """Float value of the codes of an edge, if it has codes."""
+        q = self.program.qparams.get(name)
+        return self.float_of(name) if q is None else dequantize(self.codes_of(name), q)
 
     def look_up(self, name: str, source: str) -> Tensor:
         """Value of a tabulated function."""

@@ -17,6 +17,7 @@ from intact.graph.derive import Expr, evaluate
 from intact.graph.float_model import last_uses
 from intact.graph.float_ops import run_float
 from intact.graph.generic import run_aten
+from intact.graph.masks import mask_edges
 from intact.planning import Plan
 from intact.simulation.batch_norm import Again, BatchNormSite, batch_norm_site, normalise
 from intact.simulation.quantizer import EdgeQuantizer
@@ -58,6 +59,7 @@ class Layout:
         #: computed, not moved, and put on the grid of another edge
         self.borrowed = {n.name: _lender(n.name, plan) for n in model.graph
                          if n.name in self.moved and isinstance(plan.edges[n.name], Shared) and n.op not in PASSIVE_OPS}
+        self.masks = mask_edges(model.graph)
         self.fixed = {e: s.qparams for e, s in plan.edges.items() if isinstance(s, Fixed)}
         self.weights = {
             n.name: n.params["weight"] for n in model.graph
@@ -126,7 +128,7 @@ class TrainingPass:
 
     def _operand(self, name: str) -> Tensor:
         """The value of an edge as an integer operation reads it."""
-        if name in self.layout.rounded:
+        if name in self.layout.rounded or name in self.layout.masks:
             return self.values[name]
         if name not in self.on_grid:
             self.on_grid[name] = self._round(name, self.values[name])

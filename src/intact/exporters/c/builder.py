@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Template
 
@@ -190,9 +190,22 @@ class CBuilder:
             self._arrays[ctype, digest] = name
         return self._arrays[ctype, digest]
 
+    def drop_unread(self) -> None:
+        """Forget constants that no step reads: those that were written in another order of their axes too."""
+        read = {self.buffers[k].where for step in self.steps for k in step.buffers}
+        read.update(str(v) for _, _, fields in self.structs for v in _flat(fields))
+        for number, codes in self._constants.items():
+            buffer = self.buffers[number]
+            start = f"static const {CTYPES[buffer.ctype]} {buffer.where}["
+            found = [d for d in self.declarations if d.startswith(start)]
+            if found and buffer.where not in read:
+                self.declarations.remove(found[0])
+                self.constant_bytes -= codes.numel() * _BYTES[buffer.ctype]
+
     def struct(self, kind: str, **fields: object) -> str:
         """Constant parameters of a step."""
-        name = self.names.new(f"{self.label()}_{kind}" if kind in ("copy", "gather", "rescale") else self.label())
+        named = kind in ("copy", "gather", "rescale", "hide")
+        name = self.names.new(f"{self.label()}_{kind}" if named else self.label())
         self.structs.append((kind, name, fields))
         self.declarations.append(f"@struct {len(self.structs) - 1}")
         return name
@@ -266,6 +279,16 @@ class CBuilder:
         self.buffers[number].where = self.array(what, codes.permute(order), ctype)
         self._constants[number] = codes
         return Stored(number, tuple(codes.shape), order, ctype)
+
+
+def _flat(fields: Mapping[str, object]) -> Iterator[object]:
+    for value in fields.values():
+        if isinstance(value, Mapping):
+            yield from _flat(value)
+        elif isinstance(value, Axes):
+            yield from value.values
+        else:
+            yield value
 
 
 def at(x: Stored, start: int = 0) -> str:

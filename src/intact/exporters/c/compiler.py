@@ -72,8 +72,8 @@ def run_samples(
 
 def read_trace(folder: Path, program: CProgram, samples: int) -> list[dict[str, Tensor]]:
     """Codes of every edge, of every sample, that a traced program left in its folder."""
-    data, start, found = (folder / "trace").read_bytes(), 0, []
-    edges = program.traced
+    edges, start, found = program.traced, 0, []
+    data = (folder / "trace").read_bytes() if edges else b""
     for _ in range(samples):
         codes: dict[str, Tensor] = {}
         for number, (edge, stored) in enumerate(edges):

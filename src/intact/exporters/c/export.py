@@ -22,7 +22,7 @@ from intact.exporters.c.program import CProgram, build_program
 from intact.exporters.certificate import Certificate, example_inputs, named_inputs
 from intact.exporters.files import check_path
 from intact.graph.free import free_symbols
-from intact.graph.signature import check_inputs
+from intact.graph.signature import check_finite, check_inputs
 from intact.types import QParams
 from intact.types.dims import BATCH
 
@@ -101,6 +101,7 @@ def sample_codes(q: QModel, data: Any = None) -> list[dict[str, Tensor]]:
     """Inputs of single samples: those given, or kept, or random; and two of random codes."""
     inputs = example_inputs(q) if data is None else named_inputs(q, data)
     size = check_inputs(q.graph, inputs).get(BATCH, 1)
+    check_finite(inputs, q.qparams)
     batched = {n.name for n in q.graph.inputs if n.shape and n.shape[0] == BATCH}
     count = (size if data is not None else min(size, _CHECKED)) if batched else 1
     found = [{k: v[i : i + 1] if k in batched else v for k, v in inputs.items()} for i in range(count)]
@@ -113,6 +114,8 @@ def sample_codes(q: QModel, data: Any = None) -> list[dict[str, Tensor]]:
 def _random(like: Tensor, q: QParams | None, generator: torch.Generator) -> Tensor:
     if q is None:
         return like
+    if like.dtype == torch.bool:  # a mask
+        return torch.randint(0, 2, like.shape, generator=generator) == 1
     codes = torch.randint(q.qtype.qmin, q.qtype.qmax + 1, like.shape, generator=generator)
     return ((codes - q.zero_point) * q.scale).to(like.dtype)
 

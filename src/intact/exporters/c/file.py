@@ -31,7 +31,7 @@ def source(program: CProgram, stem: str) -> str:
         parts.append(f"#define AXES {b.axes} /* of the tensors that are walked through element by element */")
     parts.append(_arena(program, upper))
     parts.append(f"#ifdef {upper}_TRACE\n#define EDGE(number, codes, bytes) {prefix}_trace(number, codes, bytes)\n"
-                 "#else\n#define EDGE(number, codes, bytes) ((void)0)\n#endif")
+                 "#else\n#define EDGE(number, codes, bytes) ((void)(codes))\n#endif")
     parts += b.functions.values()
     parts += [_struct(b, *b.structs[int(d.split()[1])]) if d.startswith("@") else d for d in b.declarations]
     parts.append(_run(program, prefix))

@@ -11,7 +11,8 @@ auto break case char const continue default do double else enum extern float for
 restrict return short signed sizeof static struct switch typedef union unsigned void volatile while asm typeof main
 alignas alignof bool constexpr false nullptr static_assert thread_local true typeof_unqual
 class delete new private protected public this throw try catch template operator namespace using virtual friend
-memcpy memset memmove memcmp NULL errno offsetof size_t
+memcpy memset memmove memcmp memchr NULL errno offsetof size_t strcpy strncpy strcat strncat strcmp strcoll strncmp
+strxfrm strchr strcspn strpbrk strrchr strspn strstr strtok strerror strlen
 """
 _RESERVED = frozenset(_KEYWORDS.split())
 

@@ -45,6 +45,64 @@ static void softmax_${x}_$y(const struct softmax *p, const $X *x, $Y *y)
 }
 """
 
+_MASKED = """
+/* The same where masks take scores out: a score counts where its mask is not `hidden`. */
+struct masked_softmax {
+    struct softmax softmax;
+    int32_t mask_step[AXES], mask_along, hidden;
+};
+"""
+
+_MASKED_XY = """
+static void masked_softmax_${x}_$y(const struct masked_softmax *q, const $X *x, const int8_t *mask, $Y *y)
+{
+    const struct softmax *p = &q->softmax;
+    int32_t at[AXES] = {0}, i;
+    do {
+        const $X *from = x + place(at, p->step);
+        const int8_t *off = mask + place(at, q->mask_step);
+        $Y *to = y + place(at, p->step);
+        int32_t most = INT32_MIN;
+        int64_t total = 0;
+        for (i = 0; i < p->length; i++) {
+            if (off[i * q->mask_along] != q->hidden && from[i * p->along] > most) {
+                most = from[i * p->along];
+            }
+        }
+        for (i = 0; i < p->length; i++) {
+            if (off[i * q->mask_along] != q->hidden) {
+                total += power(p, most - from[i * p->along]);
+            }
+        }
+        for (i = 0; i < p->length; i++) {
+            int64_t part = 0;
+            if (off[i * q->mask_along] != q->hidden) {
+                part = (power(p, most - from[i * p->along]) * p->steps + total / 2) / total;
+            }
+            to[i * p->along] = ($Y)limited(part + p->out_zero, p->low, p->high);
+        }
+    } while (next(at, p->size, AXES));
+}
+"""
+
+_HIDE = """
+/* Marks what a mask hides in one that stands for several masks. */
+struct hide {
+    int32_t size[AXES], step[AXES];
+    int32_t hidden, first;
+};
+
+static void hide(const struct hide *p, const int8_t *mask, int8_t *all)
+{
+    int32_t at[AXES] = {0};
+    do {
+        const int32_t found = mask[place(at, p->step)] == p->hidden;
+        *all = (int8_t)(found || (!p->first && *all));
+        all++;
+    } while (next(at, p->size, AXES));
+}
+"""
+
 _LAYER_NORM = """
 /* Rows less their mean, over their standard deviation, times weight, plus bias. */
 struct layer_norm {
@@ -148,6 +206,9 @@ static void bilinear_${x}_$y(const struct bilinear *p, const $X *x, $Y *y)
 NORM_SNIPPETS: dict[str, Snippet] = {
     "softmax": Snippet(_SOFTMAX, ("walk", "limited")),
     "softmax_${x}_$y": Snippet(_SOFTMAX_XY, ("softmax",)),
+    "masked_softmax": Snippet(_MASKED, ("softmax",)),
+    "masked_softmax_${x}_$y": Snippet(_MASKED_XY, ("masked_softmax",)),
+    "hide": Snippet(_HIDE, ("walk",)),
     "layer_norm": Snippet(_LAYER_NORM, ("requantize",)),
     "layer_norm_${x}_$y": Snippet(_LAYER_NORM_XY, ("layer_norm",)),
     "bilinear": Snippet(_BILINEAR, ("requantize",)),

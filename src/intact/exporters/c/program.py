@@ -104,6 +104,7 @@ def build_program(q: QModel, stem: str) -> CProgram:
             b.node = node
             C_OPS[node.op](b, node, q.program.kernels[node.name])
     outputs = _outputs(b)
+    b.drop_unread()
     roots = _in_place(b)
     last = _last_uses(b.steps, roots)
     blocks = {k: Block(buffer.bytes, _first_use(b.steps, roots, k), last[k]) for k, buffer in enumerate(b.buffers)
@@ -131,7 +132,8 @@ def _reserved(stem: str) -> list[str]:
     made = {Template(f).safe_substitute(t) for f in functions for t in types}
     others = ["finish", "dot_2x2", "dot4_2x2", "low_half", "high_half",
               "place", "next", "axes", "arena", "edge", "separate", "power", "square_root"]
-    return [*sorted(made), identifier(stem), *others]
+    prefix = identifier(stem)
+    return [*sorted(made), prefix, f"{prefix}_run", f"{prefix}_trace", *others]
 
 
 def _inputs(b: CBuilder) -> tuple[Port, ...]:
@@ -150,6 +152,8 @@ def _inputs(b: CBuilder) -> tuple[Port, ...]:
 
 
 def _port(b: CBuilder, node: Node, title: str, edge: str) -> Port:
+    if 0 in b.shape(node):
+        raise ExportError("an input or output is empty", where=title, got=b.shape(node), allowed="at least one element")
     return Port(b.names.new(title), title, edge, c_type(b.q.qparams[edge], node), b.shape(node))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from intact.arithmetic.layer_norm import normalized_bits, normalized_limit
 from intact.exporters.c.builder import CBuilder, at
-from intact.exporters.c.layout import collapse
-from intact.exporters.c.ops import c_op, channels_last, codes_of, refuse
+from intact.exporters.c.layout import Stored, collapse
+from intact.exporters.c.ops import broadcast_steps, c_op, channels_last, codes_of, refuse
 from intact.graph import Node
 from intact.kernels import Kernel
 
@@ -19,12 +21,37 @@ def _softmax(b: CBuilder, node: Node, kernel: Kernel) -> None:
     x, axis = b.operand(node.inputs[0]), node.attrs["axis"]
     y = b.result(x.order)
     others = [i for i in x.order if i != axis]
-    size, (step,) = collapse([x.shape[i] for i in others], [x.steps[i] for i in others])
     coarse, fine = kernel.tables(x.shape[axis])  # type: ignore[attr-defined]
-    p = b.struct("softmax", size=b.per_axis(size, 1), step=b.per_axis(step), length=x.shape[axis], along=x.steps[axis],
-                 coarse=b.array("coarse", coarse, "s32"), fine=b.array("fine", fine, "s32"),
-                 steps=int(1.0 / float(kernel.binding.output.scale)), **codes_of(kernel))
-    b.call("softmax_${x}_$y", {"x": x.ctype, "y": y.ctype}, f"&{p}", at(x), at(y), buffers=(x, y))
+    fields: dict[str, object] = {
+        "length": x.shape[axis], "along": x.steps[axis], "coarse": b.array("coarse", coarse, "s32"),
+        "fine": b.array("fine", fine, "s32"), "steps": int(1.0 / float(kernel.binding.output.scale)),
+        **codes_of(kernel)}
+    types = {"x": x.ctype, "y": y.ctype}
+    if len(node.inputs) == 1:
+        size, (step,) = collapse([x.shape[i] for i in others], [x.steps[i] for i in others])
+        p = b.struct("softmax", size=b.per_axis(size, 1), step=b.per_axis(step), **fields)
+        return b.call("softmax_${x}_$y", types, f"&{p}", at(x), at(y), buffers=(x, y))
+    mask, hidden = _one_mask(b, node)
+    wide = broadcast_steps(mask, x.shape)
+    size, (step, other) = collapse([x.shape[i] for i in others], [x.steps[i] for i in others],
+                                   [wide[i] for i in others])
+    fields = {"size": b.per_axis(size, 1), "step": b.per_axis(step), **fields}
+    p = b.struct("masked_softmax", softmax=fields, mask_step=b.per_axis(other), mask_along=wide[axis], hidden=hidden)
+    return b.call("masked_softmax_${x}_$y", types, f"&{p}", at(x), at(mask), at(y), buffers=(x, mask, y))
+
+
+def _one_mask(b: CBuilder, node: Node) -> tuple[Stored, int]:
+    """The mask of a softmax, and its code that hides; of several, one that hides what any of them does."""
+    masks, codes = [b.operand(i) for i in node.inputs[1:]], node.attrs["hidden"]
+    if len(masks) == 1:
+        return masks[0], codes[0]
+    shape = torch.broadcast_shapes(*(m.shape for m in masks))
+    y = Stored(b.buffer("s8", math.prod(shape)), tuple(shape), tuple(range(len(shape))), "s8")
+    for i, (mask, code) in enumerate(zip(masks, codes, strict=True)):
+        size, (step,) = collapse(shape, broadcast_steps(mask, shape))
+        p = b.struct("hide", size=b.per_axis(size, 1), step=b.per_axis(step), hidden=code, first=int(i == 0))
+        b.call("hide", {}, f"&{p}", at(mask), at(y), buffers=(mask, y), edge=False)
+    return y, 1
 
 
 @c_op("layer_norm")

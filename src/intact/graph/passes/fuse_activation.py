@@ -17,8 +17,9 @@ _PRODUCERS = frozenset({"conv", "conv_transpose", "linear", "matmul", "add", "mu
 def _bounds(node: Node) -> list[float] | None:
     if node.op == "relu":
         return [0.0, math.inf]
-    if node.op == "clamp" and node.attrs["low"] <= 0.0 <= node.attrs["high"]:
-        return [node.attrs["low"], node.attrs["high"]]
+    low, high = (node.attrs[k] if node.op == "clamp" else 0.0 for k in ("low", "high"))
+    if low <= 0.0 <= high and low < high:
+        return [low, high]
     return None
 
 
