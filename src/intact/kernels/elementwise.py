@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from intact.arithmetic import add_codes, dequantize, mul_codes, quantize, sub_codes
+from intact.arithmetic import BinaryRule, FunctionRule, add_codes, dequantize, mul_codes, quantize, sub_codes
+from intact.arithmetic.litert_functions import function_codes
+from intact.errors import PlanError
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
 from intact.kernels.functions import UNARY_OPS
 from intact.types import QParams
@@ -17,6 +20,7 @@ from intact.types.dims import Sizes
 __all__ = ["BinaryKernel", "LookupKernel", "all_codes", "look_up", "unary_table", "value_table"]
 
 _BINARY = {"add": add_codes, "sub": sub_codes, "mul": mul_codes}
+_XNNPACK_RATIO = 256
 _TABLE_BITS = 16  # two 8-bit operands: 65,536 entries, which stay in the second-level cache
 
 
@@ -31,12 +35,26 @@ def look_up(table: Tensor, index: Tensor) -> Tensor:
 
 
 def unary_table(binding: Binding) -> Tensor:
-    """Output code of every input code: the function in float64, rounded to float32, quantized."""
+    """Output code of every input code: the function in float64, rounded to float32, quantized; or the runtime's own."""
     (qx,) = binding.inputs
+    if binding.arithmetic.functions is FunctionRule.LITERT:
+        codes = function_codes(binding.op, binding.attrs, qx, binding.output)
+        if codes is not None:
+            return codes.clamp_(*_bounds(binding))
     x = dequantize(all_codes(qx), qx).to(torch.float64)
     y = UNARY_OPS[binding.op](x, binding.attrs).to(torch.float32)
     low, high = activation_codes(binding)
     return quantize(torch.nan_to_num(y), binding.output, binding.arithmetic).clamp_(low, high)
+
+
+def _bounds(binding: Binding) -> tuple[int, int]:
+    """Codes between which a function lies: a clamp's own bounds, and those of a folded activation."""
+    low, high = activation_codes(binding)
+    own = {"relu": (0.0, math.inf), "clamp": (binding.attrs.get("low"), binding.attrs.get("high"))}.get(binding.op)
+    if own is None:
+        return low, high
+    first, last = quantize(torch.tensor(own), binding.output, binding.arithmetic).tolist()
+    return max(low, min(int(first), high)), min(high, max(int(last), low))
 
 
 def value_table(op: str, attrs: Mapping[str, Any], qx: QParams) -> Tensor:
@@ -74,6 +92,8 @@ class BinaryKernel(Kernel):
         super().__init__(binding)
         qa, qb = binding.inputs
         self.low, self.high = activation_codes(binding)
+        if BinaryRule.XNNPACK is (binding.arithmetic.mul if binding.op == "mul" else binding.arithmetic.add):
+            self._check_ratios()
         self.table: Tensor | None = None
         if qa.qtype.bits + qb.qtype.bits <= _TABLE_BITS:
             self.width = qb.qtype.qmax - qb.qtype.qmin + 1
@@ -81,6 +101,17 @@ class BinaryKernel(Kernel):
             a, b = torch.meshgrid(all_codes(qa), all_codes(qb), indexing="ij")
             self.table = self._formula(a.reshape(-1), b.reshape(-1))
             self.stored = self.table.to(binding.output.qtype.storage)
+
+    def _check_ratios(self) -> None:
+        """From 256 on XNNPACK hands the operator back to a kernel that wraps at 16 bits, in blocks of the tensor."""
+        (qa, qb), sy = self.binding.inputs, self.binding.output.scale
+        ratios = [(qa.scale * qb.scale) / sy] if self.binding.op == "mul" else [qa.scale / sy, qb.scale / sy]
+        if float(max(ratios)) >= _XNNPACK_RATIO:
+            raise PlanError(f"an operand's step is {_XNNPACK_RATIO} of the output's and more, for which XNNPACK has no "
+                            "kernel", where=self.binding.where or self.binding.op, got=f"{float(max(ratios)):g}",
+                            allowed=f"below {_XNNPACK_RATIO}",
+                            fix="look at the ranges of the operands and of the output, or take "
+                                "target='litert_reference'")
 
     def _formula(self, a: Tensor, b: Tensor) -> Tensor:
         (qa, qb), out = self.binding.inputs, self.binding.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections import Counter
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from intact.engine import QModel
@@ -27,7 +27,7 @@ from intact.exporters.litert.run import LiteRTKernels, LiteRTModel
 from intact.exporters.onnx.build import IO, output_names
 from intact.graph.free import free_symbols, resized
 from intact.graph.signature import check_inputs
-from intact.targets.catalog.litert import LITERT, LITERT_REFERENCE
+from intact.targets.catalog.litert import LITERT, LITERT_16X8, LITERT_16X8_REFERENCE, LITERT_REFERENCE
 from intact.types.dims import BATCH, Sizes
 
 __all__ = ["LiteRTFile", "build_litert", "compare_litert", "export_litert"]
@@ -36,10 +36,14 @@ Layout = Literal["torch", "channels_last"]
 _DIALECTS = {
     LITERT.name: (LITERT, Dialect(LiteRTKernels.DELEGATED, "delegated", linear_as_conv=False)),
     LITERT_REFERENCE.name: (LITERT_REFERENCE, Dialect(LiteRTKernels.REFERENCE, "reference", linear_as_conv=True)),
+    LITERT_16X8.name: (LITERT_16X8, Dialect(LiteRTKernels.DELEGATED, "optimized", linear_as_conv=True, bits=16)),
+    LITERT_16X8_REFERENCE.name: (LITERT_16X8_REFERENCE, Dialect(
+        LiteRTKernels.REFERENCE, "reference", linear_as_conv=True, bits=16)),
 }
+_QUANTIZED_AT_ONCE = 8  # values, by the optimized kernel
 #: operators that compute a kernel of the plan
 _SAME = {"CONV_2D": ("CONV_2D", "DEPTHWISE_CONV_2D"),
-         "table": ("GATHER", "LOGISTIC", "TANH", "RELU", "RELU6", "RELU_N1_TO_1")}
+         "table": ("GATHER", "LOGISTIC", "TANH", "RELU", "RELU6", "RELU_N1_TO_1", "HARD_SWISH", "MUL", "MINIMUM")}
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,13 @@ def export_litert(
     ``<path>.certificate.json``.
 
     Args:
-        q: an integer model for target ``litert`` (what ``Interpreter(path)`` runs) or ``litert_reference`` (the
-            reference kernels, which TFLite Micro follows).
+        q: an integer model for target ``litert`` or ``litert_16x8`` (what ``Interpreter(path)`` runs), or for
+            ``litert_reference`` or ``litert_16x8_reference`` (the reference kernels, which TFLite Micro follows).
         path: the file to write.
         data: a batch to compare on, as for calibration; by default the calibration samples that the model kept, or
             random ones.
-        inputs: ``"float"``: the file quantizes; ``"codes"``: int8 tensors, whose scale and zero point the file has.
+        inputs: ``"float"``: the file quantizes; ``"codes"``: int8 or int16 tensors, whose scale and zero point the file
+            has.
         outputs: likewise.
         layout: of inputs and outputs with 3 and 4 axes: as the model has them, or ``"channels_last"`` as LiteRT has
             them, without a transposition.
@@ -127,7 +132,7 @@ def _dialect(q: QModel) -> Dialect:
         if q.target.arithmetic == target.arithmetic:
             return dialect
     raise ExportError("the model was made for another target", got=q.target.name, allowed=", ".join(_DIALECTS),
-                      fix="quantize with target='litert', or 'litert_reference' for microcontrollers")
+                      fix="quantize with target='litert' or 'litert_16x8' (microcontrollers: with '_reference' added)")
 
 
 def build_litert(
@@ -186,23 +191,40 @@ def _input(b: Builder, name: str, io: IO, layout: Layout) -> Perm:
         b.add(name, b.graph[name].dtype, sizes)
         b.put(name, perm, name)
     elif io == "codes":
-        b.add(name, "int8", sizes, q)
+        b.add(name, b.dialect.dtype, sizes, q)
         b.put(name, perm, name)
         _check_whole(b, name)
     else:
         b.add(name, "float32", sizes)
-        codes = b.add(b.unique(f"{name}:codes"), "int8", sizes, q)
-        b.op("QUANTIZE", [name], codes)
+        codes = b.add(b.unique(f"{name}:codes"), b.dialect.dtype, sizes, q)
+        _quantize(b, name, codes)
         low, high = q.qtype.qmin, q.qtype.qmax
-        if (low, high) != (-128, 127):
-            codes = b.clamp_codes(codes, b.add(b.unique(f"{name}:clamped"), "int8", sizes, q), low, high, q)
+        if (low, high) != b.dialect.codes:
+            codes = b.clamp_codes(codes, b.like(codes, f"{name}:clamped", sizes), low, high, q)
         b.put(name, perm, codes)
     return perm
 
 
+def _quantize(b: Builder, source: str, codes: str) -> None:
+    """QUANTIZE; the built-in optimized kernel rounds the last values in another way, so it is given some more."""
+    t = b.tensors[codes]
+    size = math.prod(t.shape)
+    rest = -size % _QUANTIZED_AT_ONCE
+    if b.dialect.formulas != "optimized" or not rest:
+        b.op("QUANTIZE", [source], codes)
+        return
+    flat = b.reshape(source, [size])
+    whole = b.add(b.unique(f"{source}:filled"), "float32", [size + rest])
+    b.op("PAD", [flat, b.const(":pads", np.array([[0, rest]], np.int32))], whole)
+    made = b.op("QUANTIZE", [whole], b.like(codes, f"{codes}:filled", [size + rest]))
+    ends = [b.const(n, np.array([v], np.int32)) for n, v in ((":begin", 0), (":end", size), (":step", 1))]
+    b.finish(b.op("STRIDED_SLICE", [made, *ends], b.like(codes, f"{codes}:flat", [size])), codes)
+
+
 def _check_whole(b: Builder, name: str) -> None:
-    if b.qparams[name].qtype.bits != 8:
-        raise ExportError("an input of fewer than 8 bits cannot be fed as codes", where=name, fix="inputs='float'")
+    if b.qparams[name].qtype.bits != b.dialect.bits:
+        raise ExportError(f"an input of fewer than {b.dialect.bits} bits cannot be fed as codes", where=name,
+                          fix="inputs='float'")
 
 
 def _output(b: Builder, name: str, edge: str, io: IO, layout: Layout) -> Perm:
@@ -255,7 +277,7 @@ def compare_litert(q: QModel, file: LiteRTFile, twin: LiteRTFile, data: Any = No
         results = product.run(_feeds(file, part, ours, q))
         for name, edge, perm in file.outputs:
             theirs = _back(results[name], perm)
-            mine = (ours[edge] if theirs.dtype == np.int8 else values[edge]).numpy()
+            mine = (ours[edge] if theirs.dtype in (np.int8, np.int16) else values[edge]).numpy()
             outputs, outputs_differ = outputs + mine.size, outputs_differ + int((mine != theirs).sum())
             gap = np.abs(mine.astype(np.float64) - theirs.astype(np.float64))
             largest = max(largest, float(gap.max())) if gap.size else largest
@@ -273,7 +295,7 @@ def _ours(q: QModel, part: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
     codes: dict[str, Tensor] = {}
 
     def tap(name: str, value: Tensor) -> None:
-        codes[name] = value.to(torch.int8)
+        codes[name] = value.to(q.qparams[name].qtype.storage)
 
     return codes, q.program.values(part, integer=True, tap=tap)
 
