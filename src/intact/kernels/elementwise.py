@@ -20,7 +20,6 @@ from intact.types.dims import Sizes
 __all__ = ["BinaryKernel", "LookupKernel", "all_codes", "look_up", "unary_table", "value_table"]
 
 _BINARY = {"add": add_codes, "sub": sub_codes, "mul": mul_codes}
-_XNNPACK_RATIO = 256
 _TABLE_BITS = 16  # two 8-bit operands: 65,536 entries, which stay in the second-level cache
 
 
@@ -92,8 +91,7 @@ class BinaryKernel(Kernel):
         super().__init__(binding)
         qa, qb = binding.inputs
         self.low, self.high = activation_codes(binding)
-        if BinaryRule.XNNPACK is (binding.arithmetic.mul if binding.op == "mul" else binding.arithmetic.add):
-            self._check_ratios()
+        self._check_ratios()
         self.table: Tensor | None = None
         if qa.qtype.bits + qb.qtype.bits <= _TABLE_BITS:
             self.width = qb.qtype.qmax - qb.qtype.qmin + 1
@@ -103,15 +101,24 @@ class BinaryKernel(Kernel):
             self.stored = self.table.to(binding.output.qtype.storage)
 
     def _check_ratios(self) -> None:
-        """From 256 on XNNPACK hands the operator back to a kernel that wraps at 16 bits, in blocks of the tensor."""
-        (qa, qb), sy = self.binding.inputs, self.binding.output.scale
-        ratios = [(qa.scale * qb.scale) / sy] if self.binding.op == "mul" else [qa.scale / sy, qb.scale / sy]
-        if float(max(ratios)) >= _XNNPACK_RATIO:
-            raise PlanError(f"an operand's step is {_XNNPACK_RATIO} of the output's and more, for which XNNPACK has no "
-                            "kernel", where=self.binding.where or self.binding.op, got=f"{float(max(ratios)):g}",
-                            allowed=f"below {_XNNPACK_RATIO}",
-                            fix="look at the ranges of the operands and of the output, or take "
-                                "target='litert_reference'")
+        """Steps of operands against the output's, as far as the runtime has a kernel for them.
+
+        Where XNNPACK has none, it hands the operator back to one that wraps at 16 bits, in blocks of the tensor. TFLite
+        ends the process: the sum's multiplier must be below 1.
+        """
+        (qa, qb), sy, b = self.binding.inputs, self.binding.output.scale, self.binding
+        rule = b.arithmetic.mul if b.op == "mul" else b.arithmetic.add
+        sum_limit = 2**19 if b.output.qtype.bits <= 8 else 2**14
+        limit = {BinaryRule.XNNPACK: 256, BinaryRule.TFLITE: math.inf if b.op == "mul" else sum_limit}.get(rule)
+        if limit is None:
+            return
+        ratio = float(max([(qa.scale * qb.scale) / sy] if b.op == "mul" else [qa.scale / sy, qb.scale / sy]))
+        if ratio >= limit:
+            name = "XNNPACK" if rule is BinaryRule.XNNPACK else "TFLite"
+            other = ", or take target='litert_reference'" if rule is BinaryRule.XNNPACK else ""
+            raise PlanError(f"an operand's step is {limit} of the output's and more, for which {name} has no kernel",
+                            where=b.where or b.op, got=f"{ratio:g}", allowed=f"below {limit}",
+                            fix=f"look at the ranges of the operands and of the output{other}")
 
     def _formula(self, a: Tensor, b: Tensor) -> Tensor:
         (qa, qb), out = self.binding.inputs, self.binding.output

@@ -42,8 +42,9 @@ _DIALECTS = {
 }
 _QUANTIZED_AT_ONCE = 8  # values, by the optimized kernel
 #: operators that compute a kernel of the plan
-_SAME = {"CONV_2D": ("CONV_2D", "DEPTHWISE_CONV_2D"),
-         "table": ("GATHER", "LOGISTIC", "TANH", "RELU", "RELU6", "RELU_N1_TO_1", "HARD_SWISH", "MUL", "MINIMUM")}
+_SAME = {"CONV_2D": ("CONV_2D", "DEPTHWISE_CONV_2D"), "MUL": ("MUL", "GATHER"),
+         "table": ("GATHER", "LOGISTIC", "TANH", "RELU", "RELU6", "RELU_N1_TO_1", "HARD_SWISH", "MUL", "ADD",
+                   "MINIMUM")}
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from intact.arithmetic.litert_functions import hard_swish_fits, scalar_scale
-from intact.exporters.litert.build import Builder
+from intact.arithmetic.litert_functions import hard_swish_fits, scalar_code
+from intact.exporters.litert.build import Builder, Perm
 from intact.graph import Node
-from intact.kernels import Binding
+from intact.kernels import KERNELS, Binding
+from intact.kernels.base import activation_codes
 from intact.kernels.elementwise import unary_table
 from intact.reference.litert.elementwise import relu
 from intact.reference.litert.quant import Activation, Quant
-from intact.reference.litert.tables import hard_swish, logistic, logistic_int16, tanh, tanh_int16
-from intact.types import QParams, QType
+from intact.reference.litert.tables import hard_swish, logistic, logistic_int16, lut_int8, tanh, tanh_int16
+from intact.types import QParams
 
-__all__ = ["emit_function", "rescaled_codes"]
+__all__ = ["emit_function", "emit_square", "rescaled_codes"]
 
 Array = npt.NDArray[Any]
 
@@ -44,13 +45,27 @@ def emit_function(b: Builder, node: Node, binding: Binding) -> None:
         own = b.made(node.name, perm)
         scaled = rescaled_codes(b, x, binding.inputs[0], binding.output)
         b.clamp_codes(scaled, own, int(table.min()), int(table.max()), binding.output)
-    elif b.dialect.bits == 16 and node.op == "mul_scalar" and scalar_scale(node.attrs["value"]) is not None:
-        value = float(node.attrs["value"])
-        q = QParams.per_tensor(abs(value), 0, QType(16, signed=True))
-        factor = b.const(f"{node.name}:factor", np.array([1 if value > 0 else -1], np.int16), q=q)
-        b.clamped("MUL", [x, factor], b.made(node.name, perm), binding)
+    elif b.dialect.bits == 16 and (scalar := scalar_code(node.op, node.attrs)) is not None:
+        number = b.const(f"{node.name}:number", np.array([scalar[0]], np.int16), q=scalar[1])
+        code, options = ("MUL", {}) if node.op == "mul_scalar" else ("ADD", {"potScaleInt16": False})
+        b.clamped(code, [x, number], b.made(node.name, perm), binding, **options)
     else:
         b.look_up(x, _entries(b, table, binding.inputs[0]), b.made(node.name, perm))
+
+
+def emit_square(b: Builder, x: str, node: Node, perm: Perm, binding: Binding) -> bool:
+    """A table instead of MUL of a tensor by itself, where XNNPACK, which runs a square, gives other codes."""
+    (qx, _), qy = binding.inputs, binding.output
+    if b.dialect.formulas != "delegated":
+        return False
+    every = torch.arange(qx.qtype.qmin, qx.qtype.qmax + 1, dtype=torch.float32)
+    table = KERNELS["mul"](binding)([every, every], {})
+    operand, out = (Quant(float(q.scale), int(q.zero_point)) for q in (qx, qy))
+    theirs = lut_int8(np.square, operand, out, kernels="delegated")[qx.qtype.qmin + 128: qx.qtype.qmax + 129]
+    if np.array_equal(theirs.clip(*activation_codes(binding)), table.numpy()):
+        return False
+    b.look_up(x, _entries(b, table, qx), b.made(node.name, perm))
+    return True
 
 
 def rescaled_codes(b: Builder, x: str, q: QParams, out: QParams, table: torch.Tensor | None = None) -> str:

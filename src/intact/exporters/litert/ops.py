@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from intact.exporters.litert.build import Builder
-from intact.exporters.litert.functions import emit_function, rescaled_codes
+from intact.exporters.litert.functions import emit_function, emit_square, rescaled_codes
 from intact.graph import Node
 from intact.kernels import KERNELS, MOVES, UNARY_OPS, Binding
 from intact.kernels.concat import rescaled
@@ -150,7 +150,10 @@ def _binary(b: Builder, node: Node, binding: Binding) -> None:
     perm = b.where(lead)[0] if lead is not None else tuple(range(rank))
     # with 16 bits the schema's default asks for another kernel, where all scales are powers of two
     options = {"potScaleInt16": False} if node.op != "mul" else {}
-    b.clamped(node.op.upper(), [b.operand(i, perm) for i in node.inputs], b.made(node.name, perm), binding, **options)
+    operands = [b.operand(i, perm) for i in node.inputs]
+    if node.op == "mul" and operands[0] == operands[1] and emit_square(b, operands[0], node, perm, binding):
+        return
+    b.clamped(node.op.upper(), operands, b.made(node.name, perm), binding, **options)
 
 
 @_emits("matmul")
