@@ -154,6 +154,8 @@ def binary_case(code: str, bits: int) -> Case:
         broadcast = rng.random() < 0.2
         a = codes(rng, (max(size // 64, 1), 64), qa)
         b = codes(rng, (64,) if broadcast else a.shape, qb)
+        if bits == 16 and code != "MUL":
+            a, b = _close_to_ties(rng, a, b, (qa, qb, qy))
         keys: dict[str, Any] = {"kernels": kernels, "activation": activation}
         if code == "MUL":
             want = elementwise.mul(a, b, qa, qb, qy, **keys)
@@ -164,6 +166,16 @@ def binary_case(code: str, bits: int) -> Case:
         rows = [tensor("a", a, qa), tensor("b", b, qb)]
         return run(code, kernels, {"a": a, "b": b}, rows, tensor("y", want.astype(a.dtype), qy), options), want
     return case
+
+
+def _close_to_ties(rng: np.random.Generator, a: Array, b: Array, q: tuple[Quant, Quant, Quant]) -> tuple[Array, Array]:
+    """Half of the codes so replaced that the sum is next to a tie, where roundings of the inputs are seen."""
+    (qa, qb, qy), flat = q, np.broadcast_to(b, a.shape)
+    many = rng.integers(qa.qmin, qa.qmax + 1, (64, *a.shape))
+    real = (many * qa.scale + flat * qb.scale) / qy.scale
+    best = np.abs(real - np.floor(real) - 0.5).argmin(0)
+    chosen = np.take_along_axis(many, best[None], 0)[0].astype(a.dtype)
+    return np.where(rng.random(a.shape) < 0.5, chosen, a), b
 
 
 def relu_case(code: Activation, bits: int) -> Case:

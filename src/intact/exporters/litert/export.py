@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from collections import Counter
@@ -27,7 +26,7 @@ from intact.exporters.litert.run import LiteRTKernels, LiteRTModel
 from intact.exporters.onnx.build import IO, output_names
 from intact.graph.free import free_symbols, resized
 from intact.graph.signature import check_inputs
-from intact.targets.catalog.litert import LITERT, LITERT_16X8, LITERT_16X8_REFERENCE, LITERT_REFERENCE
+from intact.targets.catalog.litert import LITERT, LITERT_16X8, LITERT_REFERENCE
 from intact.types.dims import BATCH, Sizes
 
 __all__ = ["LiteRTFile", "build_litert", "compare_litert", "export_litert"]
@@ -36,11 +35,8 @@ Layout = Literal["torch", "channels_last"]
 _DIALECTS = {
     LITERT.name: (LITERT, Dialect(LiteRTKernels.DELEGATED, "delegated", linear_as_conv=False)),
     LITERT_REFERENCE.name: (LITERT_REFERENCE, Dialect(LiteRTKernels.REFERENCE, "reference", linear_as_conv=True)),
-    LITERT_16X8.name: (LITERT_16X8, Dialect(LiteRTKernels.DELEGATED, "optimized", linear_as_conv=True, bits=16)),
-    LITERT_16X8_REFERENCE.name: (LITERT_16X8_REFERENCE, Dialect(
-        LiteRTKernels.REFERENCE, "reference", linear_as_conv=True, bits=16)),
+    LITERT_16X8.name: (LITERT_16X8, Dialect(LiteRTKernels.REFERENCE, "reference", linear_as_conv=True, bits=16)),
 }
-_QUANTIZED_AT_ONCE = 8  # values, by the optimized kernel
 #: operators that compute a kernel of the plan
 _SAME = {"CONV_2D": ("CONV_2D", "DEPTHWISE_CONV_2D"), "MUL": ("MUL", "GATHER"),
          "table": ("GATHER", "LOGISTIC", "TANH", "RELU", "RELU6", "RELU_N1_TO_1", "HARD_SWISH", "MUL", "ADD",
@@ -87,8 +83,8 @@ def export_litert(
     ``<path>.certificate.json``.
 
     Args:
-        q: an integer model for target ``litert`` or ``litert_16x8`` (what ``Interpreter(path)`` runs), or for
-            ``litert_reference`` or ``litert_16x8_reference`` (the reference kernels, which TFLite Micro follows).
+        q: an integer model for target ``litert`` (what ``Interpreter(path)`` runs), or for ``litert_reference`` or
+            ``litert_16x8`` (the reference kernels, which TFLite Micro follows).
         path: the file to write.
         data: a batch to compare on, as for calibration; by default the calibration samples that the model kept, or
             random ones.
@@ -133,7 +129,7 @@ def _dialect(q: QModel) -> Dialect:
         if q.target.arithmetic == target.arithmetic:
             return dialect
     raise ExportError("the model was made for another target", got=q.target.name, allowed=", ".join(_DIALECTS),
-                      fix="quantize with target='litert' or 'litert_16x8' (microcontrollers: with '_reference' added)")
+                      fix="quantize with target='litert', or 'litert_reference' for microcontrollers")
 
 
 def build_litert(
@@ -198,28 +194,12 @@ def _input(b: Builder, name: str, io: IO, layout: Layout) -> Perm:
     else:
         b.add(name, "float32", sizes)
         codes = b.add(b.unique(f"{name}:codes"), b.dialect.dtype, sizes, q)
-        _quantize(b, name, codes)
+        b.op("QUANTIZE", [name], codes)
         low, high = q.qtype.qmin, q.qtype.qmax
         if (low, high) != b.dialect.codes:
             codes = b.clamp_codes(codes, b.like(codes, f"{name}:clamped", sizes), low, high, q)
         b.put(name, perm, codes)
     return perm
-
-
-def _quantize(b: Builder, source: str, codes: str) -> None:
-    """QUANTIZE; the built-in optimized kernel rounds the last values in another way, so it is given some more."""
-    t = b.tensors[codes]
-    size = math.prod(t.shape)
-    rest = -size % _QUANTIZED_AT_ONCE
-    if b.dialect.formulas != "optimized" or not rest:
-        b.op("QUANTIZE", [source], codes)
-        return
-    flat = b.reshape(source, [size])
-    whole = b.add(b.unique(f"{source}:filled"), "float32", [size + rest])
-    b.op("PAD", [flat, b.const(":pads", np.array([[0, rest]], np.int32))], whole)
-    made = b.op("QUANTIZE", [whole], b.like(codes, f"{codes}:filled", [size + rest]))
-    ends = [b.const(n, np.array([v], np.int32)) for n, v in ((":begin", 0), (":end", size), (":step", 1))]
-    b.finish(b.op("STRIDED_SLICE", [made, *ends], b.like(codes, f"{codes}:flat", [size])), codes)
 
 
 def _check_whole(b: Builder, name: str) -> None:

@@ -2,7 +2,7 @@
 
 ``litert``: what ``Interpreter(path)`` runs on x86-64, XNNPACK. ``litert_reference``: ``BUILTIN_REF``, the arithmetic of
 TFLite Micro's portable kernels. With int16 activations both run the same kernels: ``litert_16x8`` and
-``litert_16x8_reference`` differ in the input's QUANTIZE only. Measured with ai-edge-litert 2.3.0; docs/litert.md has
+``litert_16x8`` differ in the input's QUANTIZE only. Measured with ai-edge-litert 2.3.0; docs/litert.md has
 the table. Nothing runs in float between the input's QUANTIZE and the output's DEQUANTIZE.
 """
 
@@ -29,7 +29,7 @@ from intact.targets.catalog.fixed_point import bilinear, fixed_mean, static_soft
 from intact.targets.schema import OpRule, Output, Target
 from intact.types import INT8, INT16, QParams
 
-__all__ = ["LITERT", "LITERT_16X8", "LITERT_16X8_REFERENCE", "LITERT_REFERENCE"]
+__all__ = ["LITERT", "LITERT_16X8", "LITERT_REFERENCE"]
 
 
 def _flat(node: Node, graph: Graph) -> str | None:
@@ -162,20 +162,12 @@ _WIDE_RULES: dict[str, OpRule] = {
        for op in ("softmax", "sigmoid", "tanh")},
 }
 
-LITERT_16X8_REFERENCE = replace(
+LITERT_16X8 = replace(
     LITERT_REFERENCE,
-    name="litert_16x8_reference",
-    arithmetic=replace(LITERT_REFERENCE.arithmetic, name="litert_16x8_reference", accumulator_bits=48,
+    name="litert_16x8",
+    arithmetic=replace(LITERT_REFERENCE.arithmetic, name="litert_16x8", accumulator_bits=48,
                        requantize=Requantize.FIXED_POINT_16),
     rules=_WIDE_RULES,
     activation_bits=(16,),
     symmetric_activations=True,
-)
-
-LITERT_16X8 = replace(
-    LITERT_16X8_REFERENCE,
-    name="litert_16x8",
-    # no operator of int16 is XNNPACK's: only the input is quantized in another way
-    arithmetic=replace(LITERT_16X8_REFERENCE.arithmetic, name="litert_16x8", rounding=Rounding.HALF_EVEN,
-                       reciprocal=True),
 )
