@@ -74,16 +74,15 @@ def test_a_transformer_in_one_call(target: str) -> None:
     file = build_litert(q)
     operators = _operators(file.content)
     assert operators.count("BATCH_MATMUL") == 4 and operators.count("SOFTMAX") == 2
-    for kind in (None, "dyadic", "wild"):
-        if kind is not None:
-            fm = intact.planning.lowered(intact.capture(net, x[:2]), target)
-            q = intact.convert(calibrated(fm, [x], kind=kind, target=target))
-        assert certified(q, hard_inputs(q, 3)).clean, kind
+    assert certified(q, hard_inputs(q, 3)).clean
     with torch.no_grad():
-        want, found = net(x), intact.quantize(net, [x], target=target, progress=False)(x)
-    noise = float((found - want).square().mean() / want.square().mean())
+        noise = float((q(x) - net(x)).square().mean() / net(x).square().mean())
     assert noise < (1e-4 if "16x8" in target else 2e-2)
     assert intact.compare(net, q, [x], latency=False).samples == 32
+    fm = intact.planning.lowered(intact.capture(net, x[:2]), target)
+    for kind in ("dyadic", "wild"):
+        q = intact.convert(calibrated(fm, [x], kind=kind, target=target))
+        assert certified(q, hard_inputs(q, 1)).clean, kind
 
 
 @pytest.mark.parametrize("target", TARGETS)
