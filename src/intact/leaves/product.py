@@ -47,19 +47,24 @@ def product(x: Tensor, weight: QWeight, bias: Tensor | None = None) -> Tensor:
     if x.ndim == 0 or x.shape[-1] != weight.shape[1] or not x.is_floating_point():
         raise IntactError("the input does not fit the layer", got=f"{x.dtype}, {tuple(x.shape)}",
                           allowed=f"real numbers, {weight.shape[1]} in the last axis")
+    dtype, x = x.dtype, weight.balanced(x)
     if recording():
         result: Tensor = call("leaf_product", weight, x, bias)
-        return result
+        return result.to(dtype)
     bias = bias if bias is None or bias.dtype == torch.float32 else bias.to(torch.float32)
     if not isinstance(weight.how, Dynamic):
-        return F.linear(x.to(torch.float32), weight.dequantize(), bias).to(x.dtype)
+        return F.linear(x.to(torch.float32), weight.without_columns(), bias).to(dtype)
     if torch.is_grad_enabled():
         with torch.no_grad():
-            return product(x, weight, bias)
+            return _dynamic(x, weight, bias, dtype)
+    return _dynamic(x, weight, bias, dtype)
+
+
+def _dynamic(x: Tensor, weight: QWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
     y = _integer(rows if x.dtype == torch.float32 else rows.to(torch.float32), weight, bias)
     y = y if x.ndim == 2 else y.view(*x.shape[:-1], weight.shape[0])
-    return y if x.dtype == torch.float32 else y.to(x.dtype)
+    return y if dtype == torch.float32 else y.to(dtype)
 
 
 def _integer(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
