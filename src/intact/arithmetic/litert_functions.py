@@ -44,8 +44,8 @@ def function_codes(op: str, attrs: Mapping[str, Any], operand: QParams, out: QPa
 
     >>> from intact.types import INT8, INT16
     >>> x, y = QParams.per_tensor(2.0**-12, 0, INT16), QParams.per_tensor(2.0**-15, 0, INT16)
-    >>> function_codes("sigmoid", {}, x, y)[[0, 32768, 36864]]
-    tensor([   11., 16384., 23956.])
+    >>> function_codes("sigmoid", {}, x, y)[[0, 32768, 36864]].tolist()
+    [11.0, 16384.0, 23956.0]
     """
     codes = np.arange(operand.qtype.qmin, operand.qtype.qmax + 1)
     if out.qtype.bits <= 8:
