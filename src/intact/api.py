@@ -39,7 +39,7 @@ from intact.graph.passes import (
 from intact.graph.signature import samples_in
 from intact.graph.tree import first_tensor
 from intact.leaves import has_leaves, load_leaves, save_leaves
-from intact.planning import Recipe, plan
+from intact.planning import Recipe, lowered, plan
 from intact.simulation import QFloatModel, prepare
 from intact.targets import TargetLike, get_target
 
@@ -204,12 +204,13 @@ def quantize(
         target = get_target("onnxruntime" if target is None else target)  # a file is read once
         if data is not None:
             fm, data = captured(model, data, example_inputs=example_inputs, dynamic=dynamic)
-            fm, data = _smoothed(fm, data, target, recipe)
+            fm, data = _smoothed(lowered(fm, target), data, target, recipe)
         elif isinstance(model, nn.Module) and example_inputs is None:
             raise CalibrationError("there is no data", got="NoneType",
                                    fix="pass a list of batches, such as [x], or a DataLoader")
         else:
             fm = model if isinstance(model, FloatModel) else capture(model, example_inputs, dynamic=dynamic)
+            fm = lowered(fm, target)
         qfloat = prepare(fm, plan(fm, target=target, recipe=recipe))
     if qfloat.calibrated and (data is None or qfloat is model):
         return convert(qfloat)
@@ -373,6 +374,7 @@ def compare(
         model = transform(model, [EqualizeChannels(steps=steps)])
     if smoothing and not model.smoothing:
         model = transform(model, [SmoothChannels(smoothing)])
+    model = lowered(model, q.target)
     measured, sizes = _measure(model, q) if latency else (None, None)
     return compare_models(model, q, data, metric=metric, latency=measured, sizes=sizes, progress=progress)
 

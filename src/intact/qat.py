@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from intact.api import capture
 from intact.errors import PlanError, TrainingError
 from intact.graph import FloatModel
-from intact.planning import FLOAT, Quant, Recipe, Rule, path, plan
+from intact.planning import FLOAT, Quant, Recipe, Rule, lowered, path, plan
 from intact.planning.recipe import Float, match_rules
 from intact.simulation import QFloatModel, prepare
 from intact.simulation.quantizer import EdgeQuantizer
@@ -161,7 +161,7 @@ def quantize_qat(
     torch.Size([5, 2])
     """
     fm = model if isinstance(model, FloatModel) else capture(model, example_inputs)
-    return _prepared(fm, qconfig, target, mapping or {}, recipe or Recipe()).train()
+    return _prepared(lowered(fm, target), qconfig, target, mapping or {}, recipe or Recipe()).train()
 
 
 def reset_qconfig(

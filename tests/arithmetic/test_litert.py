@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from intact.arithmetic import (
@@ -22,16 +22,28 @@ from intact.arithmetic import (
 )
 from intact.arithmetic.fixed_point import gemmlowp_multiplier
 from intact.arithmetic.litert import code_mean, mean_codes, mix_codes, resize_places
-from intact.arithmetic.litert_softmax import fixed_exps, fixed_softmax, float_exps, float_softmax
+from intact.arithmetic.litert_functions import function_codes, hard_swish_fits, scalar_code
+from intact.arithmetic.litert_softmax import (
+    fixed_exps,
+    fixed_softmax,
+    float_exps,
+    float_softmax,
+    wide_exps,
+    wide_softmax,
+)
 from intact.errors import PlanError
+from intact.kernels import KERNELS, Binding
 from intact.reference.fixed_point import divide_half_away, quantized_multiplier
+from intact.reference.litert import elementwise
 from intact.reference.litert.elementwise import add, mul
-from intact.reference.litert.linear import requantize_sums
+from intact.reference.litert.linear import batch_matmul, requantize_sums
 from intact.reference.litert.move import resize_bilinear
 from intact.reference.litert.pool import mean
 from intact.reference.litert.quant import Kernels, Quant
-from intact.reference.litert.softmax import softmax
-from intact.types import INT8, QParams
+from intact.reference.litert.softmax import softmax, softmax_int16
+from intact.reference.litert.tables import hard_swish, logistic_int16, tanh_int16
+from intact.targets import get_target
+from intact.types import INT8, INT16, QParams
 
 SETS: dict[Kernels, tuple[BinaryRule, MeanRule, ResizeRule, Requantize]] = {
     "reference": (BinaryRule.TFLITE, MeanRule.TFLITE, ResizeRule.TFLITE, Requantize.FIXED_POINT_TWICE),
@@ -131,3 +143,128 @@ def test_multipliers(real):
 def test_multipliers_that_cannot_be_expressed(real):
     with pytest.raises(PlanError, match="cannot be expressed"):
         gemmlowp_multiplier(torch.tensor(real, dtype=torch.float64))
+
+
+# -- 16 bits ------------------------------------------------------------------------------------
+
+WIDE = get_target("litert_16x8").arithmetic
+WIDE_SCALES = st.one_of(st.floats(-15, -6).map(lambda e: float(np.float32(2.0**e))),
+                        st.integers(-15, -6).map(lambda e: 2.0**e))
+EVERY_WIDE = np.arange(-(2**15), 2**15)
+
+
+def wide(scale: float) -> tuple[Quant, QParams]:
+    return Quant(scale, 0, 16), QParams.per_tensor(scale, 0, INT16)
+
+
+@given(WIDE_SCALES, WIDE_SCALES, WIDE_SCALES, st.integers(0, 2**31))
+def test_sums_and_products_of_16_bits(a, b, y, seed):
+    (na, qa), (nb, qb), (ny, qy) = wide(a), wide(b), wide(y)
+    rng = np.random.default_rng(seed)
+    x = [np.concatenate([[-(2**15), 2**15 - 1, 0], rng.integers(-(2**15), 2**15, 2000)]) for _ in range(2)]
+    tx = [torch.from_numpy(v).float() for v in x]
+    for found, want in (
+        (add_codes(*tx, qa, qb, qy, WIDE), add(*x, na, nb, ny)),
+        (sub_codes(*tx, qa, qb, qy, WIDE), add(*x, na, nb, ny, subtract=True)),
+        (mul_codes(*tx, qa, qb, qy, WIDE), mul(*x, na, nb, ny)),
+    ):
+        assert np.array_equal(found.numpy(), want)
+
+
+@given(WIDE_SCALES, st.lists(SCALES, min_size=1, max_size=4), WIDE_SCALES, st.integers(0, 2**31))
+@example(2.0**-15, [2.0**-7], 2.0**-6, 0)
+def test_accumulators_of_48_bits(x, weights, y, seed):
+    """To where the result wraps at 32 bits."""
+    (nx, qx), (ny, qy), scale = wide(x), wide(y), torch.tensor(weights)
+    rng = np.random.default_rng(seed)
+    sums = np.round(rng.choice([-1, 1], (500, 1)) * 2.0 ** rng.uniform(0, 46.9, (500, len(weights)))).astype(np.int64)
+    if max(weights) * x / y >= 127:
+        return
+    found = requantize(torch.from_numpy(sums), multiplier(qx.scale, scale, qy.scale, WIDE, 2.0**47), 0, -32768, 32767,
+                       WIDE)
+    assert np.array_equal(found.numpy(), requantize_sums(sums, nx, scale.numpy(), ny, bias="int64"))
+
+
+def test_a_multiplier_of_128_has_no_short_form():
+    with pytest.raises(PlanError, match="16 bits"):
+        multiplier(torch.tensor(1.0), torch.tensor([0.5, 128.0]), torch.tensor(1.0), WIDE)
+
+
+@given(WIDE_SCALES, st.integers(1, 40), st.integers(0, 2**31))
+@example(2.0**-9, 3, 0)
+def test_softmax_of_16_bits(scale, count, seed):
+    codes = np.random.default_rng(seed).integers(-(2**15), 2**15, (6, count))
+    found = wide_softmax(torch.from_numpy(codes), wide_exps(torch.tensor(scale)))
+    assert np.array_equal(found.numpy(), softmax_int16(codes, Quant(scale, 0, 16)))
+
+
+@settings(max_examples=20)  # of all 65,536 codes each
+@given(WIDE_SCALES, WIDE_SCALES, st.floats(-3, 3, width=32).filter(lambda v: abs(v) > 1e-3))
+def test_functions_of_16_bits(x, y, value):
+    (nx, qx), (ny, qy), one = wide(x), wide(y), wide(2.0**-15)[1]
+    assert np.array_equal(function_codes("sigmoid", {}, qx, one).numpy(), logistic_int16(EVERY_WIDE, nx))
+    assert np.array_equal(function_codes("tanh", {}, qx, one).numpy(), tanh_int16(EVERY_WIDE, nx))
+    assert np.array_equal(function_codes("relu", {}, qx, qy).numpy(), elementwise.requantize(EVERY_WIDE, nx, ny))
+    for op, form in (("mul_scalar", mul), ("add_scalar", add)):
+        code, q = scalar_code(op, {"value": value})
+        assert float(q.scale) * code == np.float32(value)
+        want = form(EVERY_WIDE, np.array(code), nx, Quant(float(q.scale), 0, 16), ny)
+        assert np.array_equal(function_codes(op, {"value": value}, qx, qy).numpy(), want)
+    assert function_codes("mul_scalar", {"value": 0.0}, qx, qy) is function_codes("gelu", {}, qx, qy) is None
+
+
+@given(ENCODINGS, ENCODINGS)
+def test_hard_swish(x, y):
+    (nx, qx), (ny, qy) = both(x), both(y)
+    codes = function_codes("hardswish", {}, qx, qy)
+    assert (codes is not None) == hard_swish_fits(qx, qy)
+    if codes is not None:
+        assert np.array_equal(codes.numpy(), hard_swish(EVERY, nx, ny))
+
+
+# -- products of matrices, and what XNNPACK does not take -------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["litert", "litert_reference", "litert_16x8"])
+@given(st.data())
+def test_products_of_matrices(name, data):
+    is_wide = "16x8" in name
+    made = [wide(data.draw(WIDE_SCALES)) if is_wide else both(data.draw(ENCODINGS)) for _ in range(3)]
+    if not is_wide and data.draw(st.booleans()):  # XNNPACK takes those only
+        made[1] = both((made[1][0].scale, 0))
+    (na, qa), (nb, qb), (ny, qy) = made
+    if is_wide and qa.scale * qb.scale / qy.scale >= 127:
+        return
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    a, b = (rng.integers(q.qtype.qmin, q.qtype.qmax + 1, s) for q, s in ((qa, (2, 9, 40)), (qb, (2, 40, 7))))
+    kernel = KERNELS["matmul"](Binding("matmul", {}, (qa, qb), qy, get_target(name).arithmetic))
+    found = kernel([torch.from_numpy(v).to(qa.qtype.storage) for v in (a, b)], {})
+    want = batch_matmul(a, b, na, nb, ny, kernels="delegated" if name == "litert" else "reference")
+    assert np.array_equal(found.numpy(), want)
+
+
+@pytest.mark.parametrize("op", ["add", "sub", "mul"])
+@pytest.mark.parametrize("at", [0, 1])
+def test_ratios_that_xnnpack_does_not_take_are_refused(op, at):
+    out = QParams.per_tensor(0.25, 0, INT8)
+    scales = [0.5, 0.5]
+    scales[at] = 64.0 if op != "mul" else 128.0
+    below = [s * (1 - 2.0**-20) if s > 1 else s for s in scales]
+    for name in ("litert", "litert_reference"):
+        for values, refused in ((scales, name == "litert"), (below, False)):
+            qs = tuple(QParams.per_tensor(s, 0, INT8) for s in values)
+            binding = Binding(op, {}, qs, out, get_target(name).arithmetic, where="block.1")
+            if refused:
+                with pytest.raises(PlanError, match=r"256 of the output's.*block\.1.*litert_reference"):
+                    KERNELS[op](binding)
+            else:
+                KERNELS[op](binding)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("litert_reference", 2**19), ("litert_16x8", 2**14)])
+def test_sums_for_which_tflite_ends_the_process_are_refused(name, limit):
+    qtype = INT8 if name == "litert_reference" else INT16
+    one, coarse = (QParams.per_tensor(s, 0, qtype) for s in (1.0, float(limit)))
+    with pytest.raises(PlanError, match="TFLite has no kernel"):
+        KERNELS["add"](Binding("add", {}, (one, coarse), one, get_target(name).arithmetic))
+    KERNELS["mul"](Binding("mul", {}, (one, coarse), one, get_target(name).arithmetic))

@@ -26,7 +26,8 @@ for _found in pkgutil.iter_modules(passes.__path__):
     importlib.import_module(f"{passes.__name__}.{_found.name}")
 PASSES = {p.name: p for p in Pass.__subclasses__()}
 SMALL = [e.name for e in ZOO.values() if math.prod(e.input_shape) <= 3 * 32 * 32]
-VECTORS = ["conv with batch norm", "transposed conv1d", "transposed conv2d", "constant operands"]
+VECTORS = ["conv with batch norm", "transposed conv1d", "transposed conv2d", "constant operands",
+           "layer norm and softmax"]
 
 
 @functools.cache

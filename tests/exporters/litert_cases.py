@@ -124,15 +124,24 @@ def linear_case(code: str, bits: int, per_channel: bool, bias: linear.BiasType) 
     return case
 
 
-def matmul_case(bits: int) -> Case:
+def matmul_case(bits: int, most: int = 20) -> Case:
+    """Of any rank, with axes that broadcast, a constant operand, sums up to most."""
     def case(rng: np.random.Generator, size: int, kernels: Kernels) -> tuple[Array, Array]:
-        qa, qb, k = quant(rng, bits), quant(rng, bits), int(rng.integers(1, 20))
-        m = int(np.ceil(np.sqrt(size / 2)))
-        a, b = codes(rng, (2, m, k), qa), codes(rng, (2, k, m), qb)
+        qa, qb, k = quant(rng, bits), quant(rng, bits), int(rng.integers(most // 20, most))
+        qb = Quant(qb.scale, 0, bits) if rng.random() < 0.5 else qb  # what XNNPACK takes
+        m = max(int(np.ceil(np.sqrt(size / 6 * 20 / most))), 1)
+        lead = [((), ()), ((2,), (2,)), ((2, 3), ()), ((), (3, 2)), ((2, 1), (1, 3)), ((1, 2, 3), (1, 2, 3))]
+        la, lb = lead[rng.integers(len(lead))]
+        a, b = codes(rng, (*la, m, k), qa), codes(rng, (*lb, k, m), qb)
+        if most > 20:  # sums as large as they can be
+            a, b = np.abs(a.astype(np.int64)), np.abs(b.astype(np.int64))
+            a, b = (np.minimum(v, q.qmax).astype(f"int{bits}") for v, q in ((a, qa), (b, qb)))
         qy = fitting(rng, float(2 ** (2 * bits - 4) * np.sqrt(k) * qa.scale * qb.scale), bits, bool(rng.random() < 0.5))
         want = linear.batch_matmul(a, b, qa, qb, qy, kernels=kernels)
-        rows = [tensor("a", a, qa), tensor("b", b, qb)]
-        return run("BATCH_MATMUL", kernels, {"a": a, "b": b}, rows, tensor("y", want.astype(a.dtype), qy)), want
+        const = [None, "a", "b"][rng.integers(3)]
+        rows = [tensor("a", a, qa, const=const == "a"), tensor("b", b, qb, const=const == "b")]
+        inputs = {n: v for n, v in (("a", a), ("b", b)) if n != const}
+        return run("BATCH_MATMUL", kernels, inputs, rows, tensor("y", want.astype(a.dtype), qy)), want
     return case
 
 
@@ -145,6 +154,8 @@ def binary_case(code: str, bits: int) -> Case:
         broadcast = rng.random() < 0.2
         a = codes(rng, (max(size // 64, 1), 64), qa)
         b = codes(rng, (64,) if broadcast else a.shape, qb)
+        if bits == 16 and code != "MUL":
+            a, b = _close_to_ties(rng, a, b, (qa, qb, qy))
         keys: dict[str, Any] = {"kernels": kernels, "activation": activation}
         if code == "MUL":
             want = elementwise.mul(a, b, qa, qb, qy, **keys)
@@ -155,6 +166,16 @@ def binary_case(code: str, bits: int) -> Case:
         rows = [tensor("a", a, qa), tensor("b", b, qb)]
         return run(code, kernels, {"a": a, "b": b}, rows, tensor("y", want.astype(a.dtype), qy), options), want
     return case
+
+
+def _close_to_ties(rng: np.random.Generator, a: Array, b: Array, q: tuple[Quant, Quant, Quant]) -> tuple[Array, Array]:
+    """Half of the codes so replaced that the sum is next to a tie, where roundings of the inputs are seen."""
+    (qa, qb, qy), flat = q, np.broadcast_to(b, a.shape)
+    many = rng.integers(qa.qmin, qa.qmax + 1, (64, *a.shape))
+    real = (many * qa.scale + flat * qb.scale) / qy.scale
+    best = np.abs(real - np.floor(real) - 0.5).argmin(0)
+    chosen = np.take_along_axis(many, best[None], 0)[0].astype(a.dtype)
+    return np.where(rng.random(a.shape) < 0.5, chosen, a), b
 
 
 def relu_case(code: Activation, bits: int) -> Case:
@@ -285,6 +306,33 @@ def resize_case(code: str, grid: move.Grid, bits: int) -> Case:
     return case
 
 
+def bound_case(code: str, bits: int) -> Case:
+    """MAXIMUM and MINIMUM with a constant of the same encoding."""
+    def case(rng: np.random.Generator, size: int, kernels: Kernels) -> tuple[Array, Array]:
+        q = quant(rng, bits)
+        x, bound = codes(rng, (size // 7, 7), q), codes(rng, (1,), q)
+        want = (np.maximum if code == "MAXIMUM" else np.minimum)(x, bound)
+        rows = [tensor("x", x, q), tensor("bound", bound, q, const=True)]
+        return run(code, kernels, {"x": x}, rows, tensor("y", want, q)), want
+    return case
+
+
+def table_case(bits: int) -> Case:
+    """CAST, ADD and GATHER, which read a table of all codes."""
+    def case(rng: np.random.Generator, size: int, kernels: Kernels) -> tuple[Array, Array]:
+        qx, qy, s = quant(rng, bits), quant(rng, bits), schema()
+        x, entries = codes(rng, (size // 7, 7), qx), codes(rng, (2**bits,), qy)
+        want = entries[x.astype(np.int64) - qx.qmin]
+        rows = [tensor("x", x, qx), LiteRTTensor("lowest", "int32", (1,), data=np.array([-qx.qmin], np.int32)),
+                tensor("table", entries, qy, const=True), LiteRTTensor("wide", "int32", x.shape),
+                LiteRTTensor("index", "int32", x.shape), tensor("y", want, qy)]
+        types = {"inDataType": getattr(s.TensorType, f"INT{bits}"), "outDataType": s.TensorType.INT32}
+        ops = [LiteRTOp("CAST", ("x",), ("wide",), types), LiteRTOp("ADD", ("wide", "lowest"), ("index",)),
+               LiteRTOp("GATHER", ("table", "index"), ("y",), {"axis": 0})]
+        return LiteRTModel(litert_bytes(rows, ops, ["x"], ["y"]), SETS[kernels]).run({"x": x})["y"], want
+    return case
+
+
 def move_case(code: str, bits: int) -> Case:
     """Pure moves of codes."""
     def case(rng: np.random.Generator, size: int, kernels: Kernels) -> tuple[Array, Array]:
@@ -322,6 +370,10 @@ def _cases() -> dict[str, Case]:
                 cases[f"{code} int16 int32 bias {grain}"] = linear_case(code, 16, per_channel, "int32")
     for bits in (8, 16):
         cases[f"BATCH_MATMUL int{bits}"] = matmul_case(bits)
+        cases[f"BATCH_MATMUL int{bits}, long sums"] = matmul_case(bits, 3000)
+        cases[f"CAST, ADD, GATHER int{bits}"] = table_case(bits)
+        for code in ("MAXIMUM", "MINIMUM"):
+            cases[f"{code} int{bits}"] = bound_case(code, bits)
         for code in ("ADD", "SUB", "MUL"):
             cases[f"{code} int{bits}"] = binary_case(code, bits)
         cases[f"QUANTIZE float32 int{bits}"] = quantize_case(bits)

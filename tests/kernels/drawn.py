@@ -24,6 +24,7 @@ __all__ = ["DRAWN", "MOVING", "REFERENCE", "RUNTIME", "Draw", "accumulator", "dr
 RUNTIME = get_target("onnxruntime").arithmetic
 GAMMA = QType(GAMMA_BITS, signed=True, narrow=True)
 FIXED = get_target("fixed_point").arithmetic
+WIDE = get_target("litert_16x8").arithmetic
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Drawn = tuple[Binding, list[Tensor], int]
 
@@ -233,6 +234,11 @@ def rules(draw: Draw) -> tuple[Arithmetic, Sequence[int]]:
     return draw_fixed(draw), (2, 4, 8)
 
 
+def summing_rules(draw: Draw) -> tuple[Arithmetic, Sequence[int]]:
+    """For sums of products also TFLite's of 16-bit codes."""
+    return (WIDE, (8, 16)) if draw(st.integers(0, 3)) == 0 else rules(draw)
+
+
 def plain(op: str) -> Callable[[Draw], Drawn]:
     """Bindings of a kernel without weights."""
 
@@ -250,7 +256,7 @@ def plain(op: str) -> Callable[[Draw], Drawn]:
 
 
 def draw_conv(draw: Draw) -> Drawn:
-    arithmetic, bits = rules(draw)
+    arithmetic, bits = summing_rules(draw)
     n, groups = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2, 3]))
     per, out = draw(st.integers(1, 3)), groups * draw(st.integers(1, 2))
     kernel = [draw(st.integers(1, 3)) for _ in range(n)]
@@ -267,7 +273,7 @@ def draw_conv(draw: Draw) -> Drawn:
 
 
 def draw_linear(draw: Draw) -> Drawn:
-    arithmetic, bits = rules(draw)
+    arithmetic, bits = summing_rules(draw)
     length, out = draw(st.sampled_from([1, 1, 2, 7, 64])), draw(st.integers(1, 5))
     lead = draw(st.sampled_from([(1,), (3,), (2, 4), (2, 1, 3)]))
     q = draw_params(draw, bits)
@@ -277,7 +283,7 @@ def draw_linear(draw: Draw) -> Drawn:
 
 
 def draw_matmul(draw: Draw) -> Drawn:
-    arithmetic, bits = rules(draw)
+    arithmetic, bits = summing_rules(draw)
     length = draw(st.sampled_from([1, 2, 9, 300]))
     shapes = draw(st.sampled_from([((2, 3, length), (2, length, 4)), ((2, 1, 2, length), (2, 3, length, 1)),
                                    ((1, 1, length), (length, 2))]))

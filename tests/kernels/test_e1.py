@@ -19,6 +19,7 @@ from intact.arithmetic.fixed_point import scaled_twice
 from intact.kernels import KERNELS, Binding
 from intact.kernels.base import activation_codes
 from intact.reference import integer as mirror
+from intact.reference.fixed_point import multiply_int64_by_quantized_multiplier, quantized_multipliers
 from intact.types import QParams, QTensor, QType
 from tests.kernels.drawn import (
     DRAWN,
@@ -63,6 +64,9 @@ def expected_integers(acc: np.ndarray, b: Binding, axis: int) -> np.ndarray:
     if b.arithmetic.requantize is Requantize.FIXED_POINT_TWICE:
         twice = scaled_twice(torch.from_numpy(acc), *fixed_point(torch.as_tensor(real)))
         return np.clip(twice.numpy() + out.zero, low, high)
+    if b.arithmetic.requantize is Requantize.FIXED_POINT_16:
+        short = multiply_int64_by_quantized_multiplier(acc, *quantized_multipliers(real))
+        return np.clip(short + out.zero, low, high)
     return mirror.requantize(acc, real, out, b.arithmetic.rounding.value, inside=b.arithmetic.zero_inside)
 
 

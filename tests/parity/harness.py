@@ -80,10 +80,11 @@ def respecified(qfloat: intact.QFloatModel, kind: str, seed: int = 0) -> intact.
     """The same model with other scales and zero points; edges that shared parameters still do.
 
     ``dyadic``: scales are powers of two, zero points odd, so that ties are frequent. ``wild``: scales up to a
-    factor of 2 away, zero points at the ends of the range or anywhere.
+    factor of 2 away, zero points at the ends of the range or anywhere (0 where the target has no other).
     """
     g = torch.Generator().manual_seed(seed)
     fresh: dict[tuple[float, int, str], QParams] = {}
+    symmetric = qfloat.plan.target.symmetric_activations and qfloat.plan.target.signed_activations
 
     def other(q: QParams) -> QParams:
         key = (float(q.scale), int(q.zero_point), str(q.qtype))
@@ -95,7 +96,7 @@ def respecified(qfloat: intact.QFloatModel, kind: str, seed: int = 0) -> intact.
                 scale, zero = 2.0 ** round(math.log2(key[0])), anywhere | 1
             else:
                 scale, zero = key[0] * 2 ** (2 * v - 1), (low, high, anywhere, anywhere | 1)[int(v * 4)]
-            fresh[key] = QParams.per_tensor(scale, min(zero, high), q.qtype)
+            fresh[key] = QParams.per_tensor(scale, 0 if symmetric else min(zero, high), q.qtype)
         return fresh[key]
 
     kept = {k for k, spec in qfloat.plan.edges.items() if isinstance(spec, Fixed)}

@@ -22,6 +22,7 @@ from intact.arithmetic import (
     Arithmetic,
     BinaryRule,
     FunctionRule,
+    MatMulRule,
     MeanRule,
     PoolRule,
     Requantize,
@@ -86,8 +87,10 @@ def test_any_target_comes_back(data: st.DataObject) -> None:
         mean=data.draw(st.sampled_from([MeanRule.SUM, MeanRule.TFLITE] if whole else MeanRule)),
         resize=data.draw(st.sampled_from(ResizeRule)),
         softmax=data.draw(st.sampled_from([SoftmaxRule.TABLES, SoftmaxRule.TFLITE] if whole else SoftmaxRule)),
+        matmul=data.draw(st.sampled_from([MatMulRule.ACCUMULATOR, MatMulRule.TFLITE] if whole else MatMulRule)),
         functions=data.draw(st.sampled_from(FunctionRule)),
-        zero_inside=requantize is not Requantize.FIXED_POINT_TWICE and data.draw(st.booleans()),
+        zero_inside=requantize not in (Requantize.FIXED_POINT_TWICE, Requantize.FIXED_POINT_16)
+        and data.draw(st.booleans()),
         zero_inside_pool=data.draw(st.booleans()), reciprocal=data.draw(st.booleans()),
         accumulator_bits=data.draw(st.integers(8, 32)), wide_accumulator_bits=data.draw(st.integers(8, 32)),
         pair_bits=data.draw(st.sampled_from([16, 32])))

@@ -7,8 +7,8 @@ from enum import Enum
 
 from intact.arithmetic.rounding import Rounding
 
-__all__ = ["REFERENCE", "Arithmetic", "BinaryRule", "FunctionRule", "MeanRule", "PoolRule", "Requantize",
-           "ResizeRule", "SoftmaxRule"]
+__all__ = ["REFERENCE", "Arithmetic", "BinaryRule", "FunctionRule", "MatMulRule", "MeanRule", "PoolRule",
+           "Requantize", "ResizeRule", "SoftmaxRule"]
 
 
 class BinaryRule(Enum):
@@ -51,6 +51,7 @@ class Requantize(Enum):
     FLOAT = "float"  # float32 multiplier
     FIXED_POINT = "fixed_point"  # M = M0 * 2**-n with M0 a 31-bit integer; 64-bit product, one rounding
     FIXED_POINT_TWICE = "fixed_point_twice"  # TFLite: high half of the doubled product, rounded; a rounding shift
+    FIXED_POINT_16 = "fixed_point_16"  # TFLite with 16-bit codes: M0 of 15 bits, one rounding, half up
     SHIFT = "shift"  # M is a power of two, for scales are (a mean's 1 / n is not: it takes M0 * 2**-n)
 
 
@@ -58,15 +59,24 @@ class SoftmaxRule(Enum):
     """How a softmax of codes is computed."""
 
     TABLES = "tables"  # two integer tables of powers of e, one integer division
-    TFLITE = "tflite"  # gemmlowp's fixed point; 8 bits
+    TFLITE = "tflite"  # 8 bits: gemmlowp's fixed point; 16 bits: tables of 513 knots for exp and for 1 / (1 + x)
     FLOAT_TABLE = "float_table"  # LiteRT's other kernels: a float32 table, summed from left to right; 8 bits
 
 
-class FunctionRule(Enum):
-    """How a function of one code is computed; of 8 bits and less always by a table of all codes."""
+class MatMulRule(Enum):
+    """How the accumulator of a product of two activations is brought to the output's scale."""
 
-    TABLE = "table"  # of all codes: 128 KB at 16 bits
-    INTERPOLATED = "interpolated"  # straight lines between knots, as few as stay within half a code of 16 bits
+    ACCUMULATOR = "accumulator"  # as every other
+    TFLITE = "tflite"  # the product of both scales is rounded to float32 first; then as every other
+    XNNPACK = "xnnpack"  # as every other where the second operand has zero point 0; else TFLite's, rounded twice
+
+
+class FunctionRule(Enum):
+    """How a function of one value is computed."""
+
+    TABLE = "table"  # the nearest code of the function's value, of all codes: 128 KB at 16 bits
+    INTERPOLATED = "interpolated"  # above 8 bits straight lines, within half a code of 16 bits; else TABLE
+    LITERT = "litert"  # where LiteRT has an integer kernel, that one's code: hardswish; sigmoid and tanh of 16 bits
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,7 @@ class Arithmetic:
         mean: rule for whole axes.
         resize: rule for bilinear interpolation.
         softmax: rule for softmax, where it runs in integers.
+        matmul: rule for products of two activations.
         functions: rule for functions of one value.
         zero_inside_pool: the zero point is added before the rounding in windowed average pooling of 8 bits.
         accumulator_bits: width of the accumulator; a layer that could overflow it is refused.
@@ -104,6 +115,7 @@ class Arithmetic:
     mean: MeanRule = MeanRule.SUM
     resize: ResizeRule = ResizeRule.PRODUCTS
     softmax: SoftmaxRule = SoftmaxRule.TABLES
+    matmul: MatMulRule = MatMulRule.ACCUMULATOR
     functions: FunctionRule = FunctionRule.TABLE
     zero_inside_pool: bool = False
     accumulator_bits: int = 32

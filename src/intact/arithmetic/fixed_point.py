@@ -13,7 +13,7 @@ from intact.arithmetic.rounding import Rounding
 from intact.errors import PlanError
 
 __all__ = ["MAX_SHIFT", "fixed_point", "gemmlowp_multiplier", "rounded_shift", "scaled", "scaled_twice",
-           "shared_fixed_point"]
+           "shared_fixed_point", "short_multiplier", "wrapped"]
 
 MAX_SHIFT = 62  # a product of 31 and 32 bits stays below 2**62: a longer shift gives nothing
 
@@ -103,6 +103,32 @@ def gemmlowp_multiplier(real: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(gone, 0, m0), 31 - torch.where(gone, 0, exponent)
 
 
+def short_multiplier(real: Tensor) -> tuple[Tensor, Tensor]:
+    """``(M0, n)`` of TFLite's kernels for 16-bit codes: the mantissa of :func:`gemmlowp_multiplier`, cut to 15 bits.
+
+    Raises:
+        PlanError: for a multiplier that is not finite, negative, or of 128 or more.
+
+    >>> short_multiplier(torch.tensor([0.75, 1.0], dtype=torch.float64))
+    (tensor([24576, 16384]), tensor([15, 14]))
+    """
+    bad = ~torch.isfinite(real) | (real >= 128)
+    if bool(bad.any()):
+        raise PlanError("a multiplier cannot be expressed in 16 bits", got=f"{float(real[bad].flatten()[0]):g}",
+                        allowed="0 to 128", fix="look at the ranges of the layer's input and output")
+    m0, shift = gemmlowp_multiplier(real)
+    return torch.where(m0 < 0x7FFF0000, (m0 + 2**15) >> 16, 0x7FFF), shift - 16
+
+
+def wrapped(x: Tensor) -> Tensor:
+    """The low 32 bits of int64 integers as a signed number.
+
+    >>> wrapped(torch.tensor([2**31, 5]))
+    tensor([-2147483648,           5])
+    """
+    return ((x + 2**31) & 0xFFFFFFFF) - 2**31
+
+
 def scaled(x: Tensor, m0: Tensor, shift: Tensor, rounding: Rounding, zero_point: int = 0) -> Tensor:
     """``round(x * M0 / 2**shift)`` in int64, with one rounding, for integers ``x`` in [-2**31, 2**31).
 
@@ -127,6 +153,6 @@ def scaled_twice(x: Tensor, m0: Tensor, shift: Tensor) -> Tensor:
     left = (-right).clamp(min=0)
     x = x.to(torch.int64) << left
     if bool(left.any()):
-        x = ((x + 2**31) & 0xFFFFFFFF) - 2**31
+        x = wrapped(x)
     high = (x * m0 + 2**30) >> 31
     return rounded_shift(high, right.clamp(min=0), Rounding.HALF_AWAY)

@@ -44,7 +44,7 @@ def tflite_sum(a: Tensor, b: Tensor, qa: QParams, qb: QParams, out: QParams, ari
 
 
 def xnnpack_sum(a: Tensor, b: Tensor, qa: QParams, qb: QParams, out: QParams, arith: Arithmetic, sign: int) -> Tensor:
-    """``a + sign * b``: multipliers of 21 bits on one shift, one rounding half up.
+    """``a + sign * b``: multipliers of 21 bits on one shift, one rounding half up; for ratios below 256.
 
     >>> from intact.arithmetic.arithmetic import REFERENCE
     >>> from intact.types import INT8
@@ -56,8 +56,6 @@ def xnnpack_sum(a: Tensor, b: Tensor, qa: QParams, qb: QParams, out: QParams, ar
     shift = 21 - int(torch.frexp(ratios.max()).exponent)
     ma, mb = (int(m) for m in (ratios * 2.0**shift).round())
     total = (a.to(torch.int64) - int(qa.zero_point)) * ma + (b.to(torch.int64) - int(qb.zero_point)) * (sign * mb)
-    if shift < 1:  # ratios of 2**20: every sum that is not 0 saturates
-        return _finish(total << -shift, out)
     return _finish((total + (1 << (shift - 1))) >> shift, out)
 
 

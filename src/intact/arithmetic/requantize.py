@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from intact.arithmetic.arithmetic import REFERENCE, Arithmetic, Requantize
-from intact.arithmetic.fixed_point import fixed_point, gemmlowp_multiplier, scaled, scaled_twice
+from intact.arithmetic.fixed_point import (
+    fixed_point,
+    gemmlowp_multiplier,
+    scaled,
+    scaled_twice,
+    short_multiplier,
+    wrapped,
+)
 from intact.arithmetic.rounding import Rounding, round_to_int
 
 __all__ = ["PRODUCT_LIMIT", "Multiplier", "multiplier", "requantize"]
@@ -26,7 +33,7 @@ class Multiplier:
 
     Args:
         real: the number itself, float32 for ``FLOAT``, else float64 (exactly ``m0 * 2**-shift``).
-        m0: 31 bits, int64; None for ``FLOAT``.
+        m0: 31 bits (``FIXED_POINT_16``: 15), int64; None for ``FLOAT``.
         shift: int64; None for ``FLOAT``.
         small: every accumulator that it is used on lies below 2**21, so that float64 holds all products.
     """
@@ -58,7 +65,7 @@ def multiplier(
     """``s_x * s_w / s_y``.
 
     ``FLOAT``: ``float32(float32(s_x * s_w) / s_y)``: two roundings, in this order (ONNX Runtime, oneDNN). Else the
-    quotient in float64, then 31 bits of it.
+    quotient in float64, then 31 bits of it (``FIXED_POINT_16``: 15).
 
     Args:
         input_scale: float32.
@@ -75,6 +82,8 @@ def multiplier(
     real = input_scale.to(torch.float64) * weight_scale.to(torch.float64) / output_scale.to(torch.float64)
     if arithmetic.requantize is Requantize.FIXED_POINT_TWICE:
         m0, shift = gemmlowp_multiplier(real)
+    elif arithmetic.requantize is Requantize.FIXED_POINT_16:
+        m0, shift = short_multiplier(real)
     else:
         m0, shift = fixed_point(real, power_of_two=arithmetic.requantize is Requantize.SHIFT)
     exact = m0.to(torch.float64) * torch.exp2(-shift.to(torch.float64))
@@ -100,6 +109,8 @@ def requantize(
     inside = zero_point if arithmetic.zero_inside else 0
     if arithmetic.requantize is Requantize.FIXED_POINT_TWICE:
         whole = scaled_twice(accumulator, by.m0, by.shift)
+    elif arithmetic.requantize is Requantize.FIXED_POINT_16:  # a result of more than 32 bits wraps
+        whole = wrapped(scaled(accumulator, by.m0, by.shift, Rounding.HALF_UP))
     elif by.small and not (inside & 1 or (inside and arithmetic.rounding is Rounding.HALF_AWAY)):
         fits = accumulator.dtype == torch.float32
         codes = accumulator if fits else torch.empty_like(accumulator, dtype=torch.float32)

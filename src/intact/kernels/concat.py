@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from intact.arithmetic import dequantize, multiplier, quantize, requantize
+from intact.arithmetic import Requantize, dequantize, multiplier, quantize, requantize
 from intact.kernels.base import Binding, Kernel, kernel
 from intact.kernels.elementwise import all_codes, look_up
 from intact.types import QParams
@@ -21,6 +22,8 @@ def rescaled(q: QParams, binding: Binding) -> Tensor:
     codes, out, arithmetic = all_codes(q), binding.output, binding.arithmetic
     if not arithmetic.integer_only:
         return quantize(dequantize(codes, q), out, arithmetic)
+    if arithmetic.requantize is Requantize.FIXED_POINT_16:  # between codes TFLite keeps 31 bits
+        arithmetic = replace(arithmetic, requantize=Requantize.FIXED_POINT_TWICE)
     by = multiplier(q.scale, torch.ones(()), out.scale, arithmetic, 2.0**17)
     return requantize(codes - int(q.zero_point), by, int(out.zero_point), out.qtype.qmin, out.qtype.qmax, arithmetic)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from intact.arithmetic import (
     PRODUCT_LIMIT,
+    BinaryRule,
     Curve,
     FunctionRule,
     add_codes,
@@ -19,6 +21,7 @@ from intact.arithmetic import (
     quantize,
     sub_codes,
 )
+from intact.arithmetic.litert_functions import function_codes
 from intact.errors import PlanError
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
 from intact.kernels.functions import UNARY_OPS
@@ -42,8 +45,12 @@ def look_up(table: Tensor, index: Tensor) -> Tensor:
 
 
 def unary_table(binding: Binding) -> Tensor:
-    """Output code of every input code: the function in float64, rounded to float32, quantized."""
+    """Output code of every input code: the function in float64, rounded to float32, quantized; or the runtime's own."""
     (qx,) = binding.inputs
+    if binding.arithmetic.functions is FunctionRule.LITERT:
+        codes = function_codes(binding.op, binding.attrs, qx, binding.output)
+        if codes is not None:
+            return codes.clamp_(*_bounds(binding))
     x = dequantize(all_codes(qx), qx).to(torch.float64)
     y = UNARY_OPS[binding.op](x, binding.attrs).to(torch.float32)
     low, high = activation_codes(binding)
@@ -65,6 +72,16 @@ def unary_curve(binding: Binding) -> Curve | None:
         return y / float(out.scale) + int(out.zero_point)
 
     return fitted_curve(values, qx.qtype, out.qtype, *activation_codes(binding))
+
+
+def _bounds(binding: Binding) -> tuple[int, int]:
+    """Codes between which a function lies: a clamp's own bounds, and those of a folded activation."""
+    low, high = activation_codes(binding)
+    own = {"relu": (0.0, math.inf), "clamp": (binding.attrs.get("low"), binding.attrs.get("high"))}.get(binding.op)
+    if own is None:
+        return low, high
+    first, last = quantize(torch.tensor(own), binding.output, binding.arithmetic).tolist()
+    return max(low, min(int(first), high)), min(high, max(int(last), low))
 
 
 def value_table(op: str, attrs: Mapping[str, Any], qx: QParams) -> Tensor:
@@ -117,6 +134,7 @@ class BinaryKernel(Kernel):
         super().__init__(binding)
         qa, qb = binding.inputs
         self.low, self.high = activation_codes(binding)
+        self._check_ratios()
         self.table: Tensor | None = None
         if binding.op == "mul" and binding.arithmetic.integer_only:
             _check_product(binding)
@@ -126,6 +144,26 @@ class BinaryKernel(Kernel):
             a, b = torch.meshgrid(all_codes(qa), all_codes(qb), indexing="ij")
             self.table = self._formula(a.reshape(-1), b.reshape(-1))
             self.stored = self.table.to(binding.output.qtype.storage)
+
+    def _check_ratios(self) -> None:
+        """Steps of operands against the output's, as far as the runtime has a kernel for them.
+
+        Where XNNPACK has none, it hands the operator back to one that wraps at 16 bits, in blocks of the tensor. TFLite
+        ends the process: the sum's multiplier must be below 1.
+        """
+        (qa, qb), sy, b = self.binding.inputs, self.binding.output.scale, self.binding
+        rule = b.arithmetic.mul if b.op == "mul" else b.arithmetic.add
+        sum_limit = 2**19 if b.output.qtype.bits <= 8 else 2**14
+        limit = {BinaryRule.XNNPACK: 256, BinaryRule.TFLITE: math.inf if b.op == "mul" else sum_limit}.get(rule)
+        if limit is None:
+            return
+        ratio = float(max([(qa.scale * qb.scale) / sy] if b.op == "mul" else [qa.scale / sy, qb.scale / sy]))
+        if ratio >= limit:
+            name = "XNNPACK" if rule is BinaryRule.XNNPACK else "TFLite"
+            other = ", or take target='litert_reference'" if rule is BinaryRule.XNNPACK else ""
+            raise PlanError(f"an operand's step is {limit} of the output's and more, for which {name} has no kernel",
+                            where=b.where or b.op, got=f"{ratio:g}", allowed=f"below {limit}",
+                            fix=f"look at the ranges of the operands and of the output{other}")
 
     def _formula(self, a: Tensor, b: Tensor) -> Tensor:
         (qa, qb), out = self.binding.inputs, self.binding.output

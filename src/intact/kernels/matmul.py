@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from intact.arithmetic import carrier_for, multiplier, requantize
+from intact.arithmetic import Arithmetic, MatMulRule, Multiplier, Requantize, carrier_for, multiplier, requantize
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
 from intact.types.dims import Sizes
 
 __all__ = ["MatMulKernel"]
+
+
+def _requantization(binding: Binding) -> tuple[Arithmetic, Multiplier]:
+    """By what the accumulator is multiplied, and how it is rounded."""
+    (qa, qb), arithmetic, out = binding.inputs, binding.arithmetic, binding.output.scale
+    if arithmetic.matmul is MatMulRule.XNNPACK and int(qb.zero_point):
+        arithmetic = replace(arithmetic, requantize=Requantize.FIXED_POINT_TWICE)
+    if arithmetic.requantize is Requantize.FLOAT or arithmetic.matmul is MatMulRule.ACCUMULATOR:
+        return arithmetic, multiplier(qa.scale, qb.scale, out, arithmetic)
+    return arithmetic, multiplier(qa.scale * qb.scale, torch.ones(()), out, arithmetic)
 
 
 @kernel("matmul")
@@ -21,8 +32,7 @@ class MatMulKernel(Kernel):
     def __init__(self, binding: Binding) -> None:
         super().__init__(binding)
         self.zeros = [int(q.zero_point) for q in binding.inputs]
-        qa, qb = binding.inputs
-        self.multiplier = multiplier(qa.scale, qb.scale, binding.output.scale, binding.arithmetic)
+        self.arithmetic, self.multiplier = _requantization(binding)
         self.low, self.high = activation_codes(binding)
 
     def bound(self, length: int) -> float:
@@ -42,5 +52,5 @@ class MatMulKernel(Kernel):
         if self.binding.is_accumulator:
             return acc
         codes = requantize(acc, self.multiplier.to(acc.device), int(self.binding.output.zero_point), self.low,
-                           self.high, self.binding.arithmetic)
+                           self.high, self.arithmetic)
         return to_carrier(codes, a, self.binding)

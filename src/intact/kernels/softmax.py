@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from intact.arithmetic import SoftmaxRule
-from intact.arithmetic.litert_softmax import fixed_exps, fixed_softmax, float_exps, float_softmax
+from intact.arithmetic.litert_softmax import (
+    fixed_exps,
+    fixed_softmax,
+    float_exps,
+    float_softmax,
+    wide_exps,
+    wide_softmax,
+)
 from intact.arithmetic.softmax import exp_bits, exp_tables, softmax_codes
 from intact.errors import PlanError
 from intact.kernels.base import Binding, Kernel, kernel, to_carrier
@@ -29,11 +36,13 @@ class SoftmaxKernel(Kernel):
         self.rule = binding.arithmetic.softmax
         if self.rule is not SoftmaxRule.TABLES:
             q = binding.inputs[0]
+            self.wide = self.rule is SoftmaxRule.TFLITE and q.qtype.bits == 16
             given = float(binding.output.scale), int(binding.output.zero_point)
-            if given != (2.0**-8, -128) or q.qtype.bits > 8:
-                raise PlanError("this softmax takes 8 bits and gives 1/256 from -128 up", where=binding.where,
-                                got=f"{float(binding.output.scale):g}", fix="activation_bits=8")
-            self.exps = (fixed_exps if self.rule is SoftmaxRule.TFLITE else float_exps)(q.scale)
+            if given != ((2.0**-15, 0) if self.wide else (2.0**-8, -128)) or (q.qtype.bits > 8 and not self.wide):
+                raise PlanError("this softmax takes 8 bits and gives 1/256 from -128 up, or 16 bits and 1/32768 from 0",
+                                where=binding.where, got=f"{q.qtype}, {float(binding.output.scale):g}")
+            makes = fixed_exps if self.rule is SoftmaxRule.TFLITE else float_exps
+            self.exps = (wide_exps if self.wide else makes)(q.scale)
 
     def tables(self, count: int) -> tuple[Tensor, Tensor]:
         """For ``count`` operands of one sum (see :func:`intact.arithmetic.softmax.exp_tables`)."""
@@ -57,6 +66,7 @@ class SoftmaxKernel(Kernel):
             return x.clone()
         if self.rule is not SoftmaxRule.TABLES:
             softmax = fixed_softmax if self.rule is SoftmaxRule.TFLITE else float_softmax
+            softmax = wide_softmax if self.wide else softmax
             found = softmax(x.long().movedim(axis, -1), self.exps).movedim(-1, axis)
             return to_carrier(found.float(), x, self.binding)
         high, low = (t.to(x.device) for t in self.tables(x.shape[axis]))

@@ -29,6 +29,7 @@ __all__ = ["macs_of", "plan"]
 #: what a float node does that looks up rows of codes
 _TABLE = "rows of codes"
 _OPERAND = "its operand '{}' is float"
+_SPLIT = "; layer norms can be split: capture with passes=(*DEFAULT_PASSES, SplitLayerNorm())"
 _STRUCTURE = frozenset({"input", "constant"})
 
 
@@ -40,7 +41,8 @@ def plan(model: FloatModel, target: TargetLike = "onnxruntime", recipe: Recipe |
     Args:
         model: a captured model.
         target: a runtime: its name, a TOML file (``"npu.toml"``), or a value.
-        recipe: rules; by default 8-bit weights per channel and 8-bit activations everywhere.
+        recipe: rules; by default 8-bit weights per channel and 8-bit activations everywhere, or the widest that the
+            target has where it has no 8 bits.
 
     Raises:
         PlanError: if a rule matches nothing, rules contradict each other on a shared weight, or the target
@@ -58,7 +60,7 @@ def plan(model: FloatModel, target: TargetLike = "onnxruntime", recipe: Recipe |
     if recipe is not None and not isinstance(recipe, Recipe):
         raise PlanError("this is not a recipe", got=type(recipe).__name__, fix="write Recipe(rules=(...,))")
     where = get_target(target)
-    wish = recipe or Recipe()
+    wish = recipe or _default(where)
     if not where.float_operations and where.arithmetic.softmax is SoftmaxRule.TABLES:
         model = masks_as_operands(model)
     elif masks := mask_edges(model.graph):
@@ -90,6 +92,12 @@ def plan(model: FloatModel, target: TargetLike = "onnxruntime", recipe: Recipe |
     notes = (*model.notes, *_hint_notes(graph, hinted), *_coarser(graph, weights, hows, where), *narrowed,
              *_not_exported(graph, decisions, where))
     return Plan(where, graph, decisions, edges, weights, rejections, _coverage(model, decisions), notes, wish, hinted)
+
+
+def _default(target: Target) -> Recipe:
+    """What holds where the user has no wish: 8 bits, or the widest codes of a target that has none of 8."""
+    weights, activations = (8 if 8 in bits else max(bits) for bits in (target.weight_bits, target.activation_bits))
+    return Recipe(default=Quant(weight_bits=weights, activation_bits=activations))
 
 
 def _hint_notes(graph: Graph, hinted: Mapping[str, Hint]) -> dict[tuple[str, str], None]:
@@ -155,7 +163,8 @@ def _check_hows(graph: Graph, hows: Mapping[str, How], target: Target) -> None:
             if bits not in allowed:
                 raise PlanError(f"target '{target.name}' cannot run {bits}-bit {what}s",
                                 where=node.path or node.name, got=bits, allowed=", ".join(map(str, allowed)),
-                                fix="choose fewer bits, or target='reference' to simulate")
+                                fix=f"choose {'fewer' if bits > max(allowed) else 'other'} bits, or "
+                                    "target='reference' to simulate")
         if target.arithmetic.requantize is Requantize.SHIFT:
             _check_powers(node, how, target)
         if not isinstance(how.weight_granularity, (PerChannel, PerTensor)):
@@ -225,7 +234,8 @@ def _refuse_floats(graph: Graph, reasons: Mapping[str, str], target: Target) -> 
         raise PlanError(f"target '{target.name}' has no floats, and {len(found)} operation(s) would need them",
                         where="; ".join(found[:5]) + ("; ..." if len(found) > 5 else ""),
                         allowed=", ".join(sorted(target.rules)),
-                        fix="replace them, cut them off the model, or choose target='onnxruntime'")
+                        fix="replace them, cut them off the model, or choose target='onnxruntime'" + _SPLIT * any(
+                            n.op == "layer_norm" and n.name in reasons for n in graph))
 
 
 def _said(node: Node, graph: Graph, wish: Recipe) -> str:

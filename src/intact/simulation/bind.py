@@ -60,7 +60,7 @@ def bind(
     Raises:
         CalibrationError: if a bias or a weight cannot be expressed.
     """
-    graph, known = plan.graph, dict(qparams)
+    graph, known = plan.graph, {**qparams, **_zero_constants(plan.graph, params, qparams)}
     notes: list[tuple[str, str]] = []
     if weights is None:
         weights = _quantized_weights(plan, params, known, notes, trained or {}, nearest)
@@ -83,6 +83,21 @@ def bind(
         kernels[node.name] = KERNELS[node.op](binding)
     tables = {n.name: weights[n.params["weight"]] for n in graph if plan.is_table(n)}
     return Bound(kernels, known, weights, tables, tuple(notes))
+
+
+def _zero_constants(
+    graph: Graph, params: Mapping[str, Tensor], qparams: Mapping[str, QParams]
+) -> dict[str, QParams]:
+    """Constants of nothing but zeros on their readers' grid: any scale holds them, but not every one has a kernel."""
+    found = {}
+    for name, readers in graph.consumers().items():
+        node = graph[name]
+        if node.op != "constant" or name not in qparams or bool(params[node.params["value"]].any()):
+            continue
+        scales = [qparams[r.name].scale for r in readers if r.name in qparams]
+        if scales:
+            found[name] = replace(qparams[name], scale=torch.stack(scales).min())
+    return found
 
 
 def _quantized_weights(

@@ -17,6 +17,7 @@ from typing import Any
 from intact.arithmetic import (
     Arithmetic,
     BinaryRule,
+    MatMulRule,
     MeanRule,
     PoolRule,
     Requantize,
@@ -33,7 +34,7 @@ __all__ = ["describe", "load_target", "parse_target", "rules_of", "target_to_tom
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 #: number rules with a default; about the others nothing is guessed
-_OPTIONAL = frozenset({"zero_inside_pool", "pair_bits", "mean", "resize", "softmax", "functions",
+_OPTIONAL = frozenset({"zero_inside_pool", "pair_bits", "mean", "resize", "softmax", "matmul", "functions",
                        "wide_accumulator_bits"})
 _FIELDS = {f.name: f for f in fields(Arithmetic) if f.name != "name"}
 
@@ -215,18 +216,19 @@ def _check_integer_only(arithmetic: Arithmetic, file: str) -> None:
     whole: dict[str, tuple[Enum, ...]] = {
         "add": (BinaryRule.INTEGER, BinaryRule.TFLITE), "mul": (BinaryRule.INTEGER, BinaryRule.TFLITE),
         "average_pool": (PoolRule.SUM, PoolRule.CODES), "mean": (MeanRule.SUM, MeanRule.TFLITE),
-        "softmax": (SoftmaxRule.TABLES, SoftmaxRule.TFLITE),
+        "softmax": (SoftmaxRule.TABLES, SoftmaxRule.TFLITE), "matmul": (MatMulRule.ACCUMULATOR, MatMulRule.TFLITE),
     }
     for field, allowed in whole.items():
         got = getattr(arithmetic, field)
         if got not in allowed:
             raise PlanError(f"{how} means that there are no floats", where=f"{file}: arithmetic.{field}",
                             got=repr(got.value), allowed=", ".join(repr(a.value) for a in allowed))
+    most = 48 if arithmetic.requantize is Requantize.FIXED_POINT_16 else 32  # times M0 it must fit in 64
     for field in ("accumulator_bits", "wide_accumulator_bits"):
-        if getattr(arithmetic, field) > 32:  # times a multiplier of 31 bits it must fit in 64
-            raise PlanError(f"{how} takes accumulators of at most 32 bits", where=f"{file}: arithmetic.{field}",
-                            got=getattr(arithmetic, field), allowed="8 to 32")
-    if arithmetic.zero_inside and arithmetic.requantize is Requantize.FIXED_POINT_TWICE:
+        if getattr(arithmetic, field) > most:
+            raise PlanError(f"{how} takes accumulators of at most {most} bits", where=f"{file}: arithmetic.{field}",
+                            got=getattr(arithmetic, field), allowed=f"8 to {most}")
+    if arithmetic.zero_inside and arithmetic.requantize in (Requantize.FIXED_POINT_TWICE, Requantize.FIXED_POINT_16):
         raise PlanError(f"{how} rounds before the zero point is added", where=f"{file}: arithmetic.zero_inside",
                         got="true", allowed="false")
 

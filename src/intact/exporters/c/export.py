@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intact.arithmetic import BinaryRule, MeanRule, PoolRule, ResizeRule, SoftmaxRule
+from intact.arithmetic import (
+    BinaryRule,
+    FunctionRule,
+    MatMulRule,
+    MeanRule,
+    PoolRule,
+    Requantize,
+    ResizeRule,
+    SoftmaxRule,
+)
 from intact.engine import QModel
 from intact.errors import ExportError
 from intact.exporters.c.compiler import compile_network, compiler_version, find_compiler, read_trace, run_samples
@@ -73,8 +82,9 @@ def export_c(q: QModel, path: str | Path, *, data: Any = None, compiler: str | N
     return certificate
 
 
-#: rules for sums, products, averages, means, interpolation and softmax
-_NUMBERS = (BinaryRule.INTEGER, BinaryRule.INTEGER, PoolRule.SUM, MeanRule.SUM, ResizeRule.PRODUCTS, SoftmaxRule.TABLES)
+#: rules for sums, products, averages, means, interpolation, softmax and products of matrices
+_NUMBERS = (BinaryRule.INTEGER, BinaryRule.INTEGER, PoolRule.SUM, MeanRule.SUM, ResizeRule.PRODUCTS, SoftmaxRule.TABLES,
+            MatMulRule.ACCUMULATOR)
 
 
 def _check(q: QModel, path: Path) -> None:
@@ -92,7 +102,10 @@ def _check(q: QModel, path: Path) -> None:
         raise ExportError("the model was made for a target that computes in float", got=q.target.name,
                           allowed="targets of integers only, such as fixed_point",
                           fix="quantize with target='fixed_point'")
-    if (numbers.add, numbers.mul, numbers.average_pool, numbers.mean, numbers.resize, numbers.softmax) != _NUMBERS:
+    rules = (numbers.add, numbers.mul, numbers.average_pool, numbers.mean, numbers.resize, numbers.softmax,
+             numbers.matmul)
+    other = numbers.functions is FunctionRule.LITERT or numbers.requantize is Requantize.FIXED_POINT_16
+    if rules != _NUMBERS or other:
         raise ExportError("the model was made for a target whose number rules have no C form", got=q.target.name,
                           allowed="targets such as fixed_point", fix="quantize with target='fixed_point'")
 

@@ -35,11 +35,28 @@ class Dialect:
         kernels: the interpreter's set.
         formulas: its name in :mod:`intact.reference.litert`.
         linear_as_conv: a linear layer is a 1x1 convolution.
+        bits: of activations, in the file.
     """
 
     kernels: LiteRTKernels
     formulas: Kernels
     linear_as_conv: bool
+    bits: int = 8
+
+    @property
+    def dtype(self) -> str:
+        """Of activations' codes."""
+        return f"int{self.bits}"
+
+    @property
+    def bias(self) -> str:
+        """Type of a bias: with 16-bit activations 64 bits."""
+        return "int32" if self.bits == 8 else "int64"
+
+    @property
+    def codes(self) -> tuple[int, int]:
+        """The lowest and the highest code of the type."""
+        return -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
 
 
 def channels_last(rank: int) -> Perm:
@@ -170,7 +187,7 @@ class Builder:
     def made(self, edge: str, perm: Perm) -> str:
         """A new tensor of an edge's own encoding, named after it, registered as its place."""
         shape = self.shape(edge)
-        name = self.add(self.unique(edge), "int8", [shape[p] for p in perm], self.qparams[edge])
+        name = self.add(self.unique(edge), self.dialect.dtype, [shape[p] for p in perm], self.qparams[edge])
         self.put(edge, perm, name)
         return name
 
@@ -198,7 +215,7 @@ class Builder:
         """A constant operand's codes, with axes of size 1 in front up to a rank."""
         q = self.qparams[edge]
         value = self.params[self.graph[edge].params["value"]].detach()
-        codes = quantize(value, q, self.arithmetic).numpy().astype(np.int8)
+        codes = quantize(value, q, self.arithmetic).numpy().astype(self.dialect.dtype)
         codes = codes.reshape((1,) * (rank - codes.ndim) + codes.shape).transpose(perm)
         name = self.const(f"{edge}:codes", codes, q=q)
         if rank == value.ndim:
@@ -233,7 +250,7 @@ class Builder:
     def fused(self, binding: Binding) -> Activation | None:
         """The fused activation that clamps as the kernel does; None if there is none."""
         q = binding.output
-        quant = Quant(float(q.scale), int(q.zero_point), 8)
+        quant = Quant(float(q.scale), int(q.zero_point), self.dialect.bits)
         want = activation_codes(binding)
         return next((a for a in _ACTIVATIONS if activation_range(quant, a, self.dialect.formulas) == want), None)
 
@@ -251,7 +268,8 @@ class Builder:
 
     def clamp_codes(self, source: str, output: str, low: int, high: int, q: QParams) -> str:
         """MAXIMUM and MINIMUM with two codes."""
-        bounds = [self.const(f"{output}:{n}", np.array([v], np.int8), q=q) for n, v in (("low", low), ("high", high))]
+        bounds = [self.const(f"{output}:{n}", np.array([v], self.dialect.dtype), q=q)
+                  for n, v in (("low", low), ("high", high))]
         inner = self.op("MAXIMUM", [source, bounds[0]],
                         self.like(output, f"{output}:raised", self.tensors[output].shape))
         return self.op("MINIMUM", [inner, bounds[1]], output)
@@ -276,17 +294,19 @@ class Builder:
     # -- tables -----------------------------------------------------------------------------------
 
     def look_up(self, source: str, table: Array, output: str) -> str:
-        """``table[code + 128]`` of int8 codes, by GATHER; the table has 256 int8 entries."""
+        """``table[code - lowest]`` by GATHER; the table has an entry for each code of the type."""
         key = ("index", source)
         if key not in self._made:
             shape = self.tensors[source].shape
+            types = schema().TensorType
             wide = self.op("CAST", [source], self.add(self.unique(f"{source}:wide"), "int32", shape),
-                           inDataType=schema().TensorType.INT8, outDataType=schema().TensorType.INT32)
-            offset = self.const(":offset", np.array([128], np.int32))
+                           inDataType=getattr(types, self.dialect.dtype.upper()), outDataType=types.INT32)
+            offset = self.const(":offset", np.array([-self.dialect.codes[0]], np.int32))
             self._made[key] = self.op("ADD", [wide, offset], self.add(self.unique(f"{source}:index"), "int32", shape))
         t = self.tensors[output]
         name = self.unique(f"{output}:table")
-        self.tensors[name] = LiteRTTensor(name, "int8", (256,), t.scales, t.zero_points, 0, table.astype(np.int8))
+        table = table.astype(self.dialect.dtype)
+        self.tensors[name] = LiteRTTensor(name, self.dialect.dtype, table.shape, t.scales, t.zero_points, 0, table)
         return self.op("GATHER", [name, self._made[key]], output, axis=0)
 
     def gather(self, source: str, axis: int, index: Sequence[int], output: str = "") -> str:

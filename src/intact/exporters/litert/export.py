@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from intact.engine import QModel
@@ -27,7 +26,7 @@ from intact.exporters.litert.run import LiteRTKernels, LiteRTModel
 from intact.exporters.onnx.build import IO, output_names
 from intact.graph.free import free_symbols, resized
 from intact.graph.signature import check_inputs
-from intact.targets.catalog.litert import LITERT, LITERT_REFERENCE
+from intact.targets.catalog.litert import LITERT, LITERT_16X8, LITERT_REFERENCE
 from intact.types.dims import BATCH, Sizes
 
 __all__ = ["LiteRTFile", "build_litert", "compare_litert", "export_litert"]
@@ -36,10 +35,12 @@ Layout = Literal["torch", "channels_last"]
 _DIALECTS = {
     LITERT.name: (LITERT, Dialect(LiteRTKernels.DELEGATED, "delegated", linear_as_conv=False)),
     LITERT_REFERENCE.name: (LITERT_REFERENCE, Dialect(LiteRTKernels.REFERENCE, "reference", linear_as_conv=True)),
+    LITERT_16X8.name: (LITERT_16X8, Dialect(LiteRTKernels.REFERENCE, "reference", linear_as_conv=True, bits=16)),
 }
 #: operators that compute a kernel of the plan
-_SAME = {"CONV_2D": ("CONV_2D", "DEPTHWISE_CONV_2D"),
-         "table": ("GATHER", "LOGISTIC", "TANH", "RELU", "RELU6", "RELU_N1_TO_1")}
+_SAME = {"CONV_2D": ("CONV_2D", "DEPTHWISE_CONV_2D"), "MUL": ("MUL", "GATHER"),
+         "table": ("GATHER", "LOGISTIC", "TANH", "RELU", "RELU6", "RELU_N1_TO_1", "HARD_SWISH", "MUL", "ADD",
+                   "MINIMUM")}
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,13 @@ def export_litert(
     ``<path>.certificate.json``.
 
     Args:
-        q: an integer model for target ``litert`` (what ``Interpreter(path)`` runs) or ``litert_reference`` (the
-            reference kernels, which TFLite Micro follows).
+        q: an integer model for target ``litert`` (what ``Interpreter(path)`` runs), or for ``litert_reference`` or
+            ``litert_16x8`` (the reference kernels, which TFLite Micro follows).
         path: the file to write.
         data: a batch to compare on, as for calibration; by default the calibration samples that the model kept, or
             random ones.
-        inputs: ``"float"``: the file quantizes; ``"codes"``: int8 tensors, whose scale and zero point the file has.
+        inputs: ``"float"``: the file quantizes; ``"codes"``: int8 or int16 tensors, whose scale and zero point the file
+            has.
         outputs: likewise.
         layout: of inputs and outputs with 3 and 4 axes: as the model has them, or ``"channels_last"`` as LiteRT has
             them, without a transposition.
@@ -186,23 +188,24 @@ def _input(b: Builder, name: str, io: IO, layout: Layout) -> Perm:
         b.add(name, b.graph[name].dtype, sizes)
         b.put(name, perm, name)
     elif io == "codes":
-        b.add(name, "int8", sizes, q)
+        b.add(name, b.dialect.dtype, sizes, q)
         b.put(name, perm, name)
         _check_whole(b, name)
     else:
         b.add(name, "float32", sizes)
-        codes = b.add(b.unique(f"{name}:codes"), "int8", sizes, q)
+        codes = b.add(b.unique(f"{name}:codes"), b.dialect.dtype, sizes, q)
         b.op("QUANTIZE", [name], codes)
         low, high = q.qtype.qmin, q.qtype.qmax
-        if (low, high) != (-128, 127):
-            codes = b.clamp_codes(codes, b.add(b.unique(f"{name}:clamped"), "int8", sizes, q), low, high, q)
+        if (low, high) != b.dialect.codes:
+            codes = b.clamp_codes(codes, b.like(codes, f"{name}:clamped", sizes), low, high, q)
         b.put(name, perm, codes)
     return perm
 
 
 def _check_whole(b: Builder, name: str) -> None:
-    if b.qparams[name].qtype.bits != 8:
-        raise ExportError("an input of fewer than 8 bits cannot be fed as codes", where=name, fix="inputs='float'")
+    if b.qparams[name].qtype.bits != b.dialect.bits:
+        raise ExportError(f"an input of fewer than {b.dialect.bits} bits cannot be fed as codes", where=name,
+                          fix="inputs='float'")
 
 
 def _output(b: Builder, name: str, edge: str, io: IO, layout: Layout) -> Perm:
@@ -255,7 +258,7 @@ def compare_litert(q: QModel, file: LiteRTFile, twin: LiteRTFile, data: Any = No
         results = product.run(_feeds(file, part, ours, q))
         for name, edge, perm in file.outputs:
             theirs = _back(results[name], perm)
-            mine = (ours[edge] if theirs.dtype == np.int8 else values[edge]).numpy()
+            mine = (ours[edge] if theirs.dtype in (np.int8, np.int16) else values[edge]).numpy()
             outputs, outputs_differ = outputs + mine.size, outputs_differ + int((mine != theirs).sum())
             gap = np.abs(mine.astype(np.float64) - theirs.astype(np.float64))
             largest = max(largest, float(gap.max())) if gap.size else largest
@@ -273,7 +276,7 @@ def _ours(q: QModel, part: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
     codes: dict[str, Tensor] = {}
 
     def tap(name: str, value: Tensor) -> None:
-        codes[name] = value.to(torch.int8)
+        codes[name] = value.to(q.qparams[name].qtype.storage)
 
     return codes, q.program.values(part, integer=True, tap=tap)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,17 +10,14 @@ import numpy.typing as npt
 import torch
 
 from intact.exporters.litert.build import Builder
+from intact.exporters.litert.functions import emit_function, emit_square, rescaled_codes
 from intact.graph import Node
 from intact.kernels import KERNELS, MOVES, UNARY_OPS, Binding
 from intact.kernels.concat import rescaled
-from intact.kernels.elementwise import unary_table
 from intact.kernels.passive import PadKernel
-from intact.reference.litert.elementwise import relu
 from intact.reference.litert.linear import same_padding
 from intact.reference.litert.move import resize_nearest
-from intact.reference.litert.quant import Activation, Quant
-from intact.reference.litert.tables import logistic, tanh
-from intact.types import INT8, QParams
+from intact.types import QParams, QType
 from intact.types.dims import resolve_dim, resolve_shape
 
 __all__ = ["EMITTERS"]
@@ -58,9 +54,9 @@ def _weight_scales(binding: Binding) -> Array:
 def _bias(b: Builder, node: Node, binding: Binding) -> str:
     assert binding.weight is not None
     channels = binding.weight.codes.shape[0]
-    codes = np.zeros(channels, np.int32) if binding.bias is None else binding.bias.numpy().astype(np.int32)
+    codes = np.zeros(channels) if binding.bias is None else binding.bias.numpy()
     scales = np.float32(float(binding.inputs[0].scale)) * _weight_scales(binding)
-    return b.const(f"{node.name}:bias", codes, scales=[float(s) for s in scales])
+    return b.const(f"{node.name}:bias", codes.astype(b.dialect.bias), scales=[float(s) for s in scales])
 
 
 def _weight(b: Builder, node: Node, codes: Array, binding: Binding, axis: int = 0) -> str:
@@ -86,8 +82,8 @@ def _pad_into(b: Builder, x: str, pads: Sequence[tuple[int, int]], code: int, ze
 def _code(b: Builder, code: int, like: str) -> str:
     """One code, in another tensor's encoding."""
     t = b.tensors[like]
-    q = QParams.per_tensor(t.scales[0], t.zero_points[0], INT8)
-    return b.const(":code", np.array([code], np.int8), q=q)
+    q = QParams.per_tensor(t.scales[0], t.zero_points[0], QType(b.dialect.bits, signed=True))
+    return b.const(":code", np.array([code], t.dtype), q=q)
 
 
 @_emits("conv")
@@ -152,49 +148,24 @@ def _binary(b: Builder, node: Node, binding: Binding) -> None:
     rank = len(node.shape)
     lead = next((i for i in node.inputs if len(b.shape(i)) == rank and b.graph[i].op != "constant"), None)
     perm = b.where(lead)[0] if lead is not None else tuple(range(rank))
-    b.clamped(node.op.upper(), [b.operand(i, perm) for i in node.inputs], b.made(node.name, perm), binding)
+    # with 16 bits the schema's default asks for another kernel, where all scales are powers of two
+    options = {"potScaleInt16": False} if node.op != "mul" else {}
+    operands = [b.operand(i, perm) for i in node.inputs]
+    if node.op == "mul" and operands[0] == operands[1] and emit_square(b, operands[0], node, perm, binding):
+        return
+    b.clamped(node.op.upper(), operands, b.made(node.name, perm), binding, **options)
 
 
-def _entries(codes: torch.Tensor, q: QParams) -> Array:
-    """A table of every code of an encoding as one of all 256 codes; those that never occur hold 0."""
-    table = np.zeros(256, np.int8)
-    table[q.qtype.qmin + 128: q.qtype.qmax + 129] = codes.numpy().astype(np.int8)
-    return table
+@_emits("matmul")
+def _matmul(b: Builder, node: Node, binding: Binding) -> None:
+    own = b.made(node.name, tuple(range(len(node.shape))))
+    inner = own if b.fused(binding) == "NONE" else b.like(own, f"{own}:unclamped", b.tensors[own].shape)
+    b.op("BATCH_MATMUL", [b.plain(i) for i in node.inputs], inner)
+    if inner != own:
+        b.clamp(inner, own, binding)
 
 
-@_emits(*UNARY_OPS)
-def _unary(b: Builder, node: Node, binding: Binding) -> None:
-    perm, x = b.where(node.inputs[0])
-    table = unary_table(binding)
-    name = _native(b, node, binding, table)
-    if name:
-        b.op(name, [x], b.made(node.name, perm))
-    else:
-        b.look_up(x, _entries(table, binding.inputs[0]), b.made(node.name, perm))
-
-
-def _native(b: Builder, node: Node, binding: Binding, table: torch.Tensor) -> str:
-    """The operator that gives the same codes for every code there is; "" if there is none."""
-    (qx,), qy = binding.inputs, binding.output
-    x, y = (Quant(float(q.scale), int(q.zero_point), 8) for q in (qx, qy))
-    every, kernels = np.arange(qx.qtype.qmin, qx.qtype.qmax + 1), b.dialect.formulas
-    bounds = {"relu": (0.0, math.inf), "clamp": (node.attrs.get("low"), node.attrs.get("high"))}.get(node.op)
-    found: Array
-    if node.op == "sigmoid" and (y.scale, y.zero_point) == (2.0**-8, -128):
-        name, found = "LOGISTIC", logistic(every, x, y, kernels=kernels)
-    elif node.op == "tanh" and (y.scale, y.zero_point) == (2.0**-7, 0):
-        name, found = "TANH", tanh(every, x, y, kernels=kernels)
-    elif bounds in _RELUS:
-        name, activation = _RELUS[bounds]
-        found = relu(every, x, y, activation)
-    else:
-        return ""
-    return name if np.array_equal(found, table.numpy()) else ""
-
-
-_RELUS: dict[tuple[Any, Any] | None, tuple[str, Activation]] = {
-    (0.0, math.inf): ("RELU", "RELU"), (0.0, 6.0): ("RELU6", "RELU6"), (-1.0, 1.0): ("RELU_N1_TO_1", "RELU_N1_TO_1"),
-}
+EMITTERS.update(dict.fromkeys(UNARY_OPS, emit_function))
 
 
 @_emits("concat")
@@ -202,11 +173,8 @@ def _concat(b: Builder, node: Node, binding: Binding) -> None:
     perm = b.where(next((i for i in node.inputs if b.graph[i].op != "constant"), node.inputs[0]))[0]
     parts = []
     for edge, q in zip(node.inputs, binding.inputs, strict=True):
-        x = b.get(edge, perm)
-        if not q.same_as(binding.output):
-            out = b.add(b.unique(f"{edge}:rescaled"), "int8", b.tensors[x].shape, binding.output)
-            x = b.look_up(x, _entries(rescaled(q, binding), q), out)
-        parts.append(x)
+        table = rescaled(q, binding) if b.dialect.bits == 8 else None
+        parts.append(rescaled_codes(b, b.get(edge, perm), q, binding.output, table))
     axis = perm.index(node.attrs["axis"] % len(perm))
     b.op("CONCATENATION", parts, b.made(node.name, perm), axis=axis)
 

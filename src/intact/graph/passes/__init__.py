@@ -8,6 +8,7 @@ from intact.graph.passes.fold_batch_norm import FoldBatchNorm, split_sources
 from intact.graph.passes.fuse_activation import FuseActivation
 from intact.graph.passes.order_operands import OrderOperands
 from intact.graph.passes.smooth_channels import SmoothChannels
+from intact.graph.passes.split_layer_norm import SplitLayerNorm
 from intact.graph.passes.standalone_batch_norm import StandaloneBatchNorm
 from intact.graph.passes.transposed_conv import TransposedConv
 
@@ -19,6 +20,7 @@ __all__ = [
     "OrderOperands",
     "Pass",
     "SmoothChannels",
+    "SplitLayerNorm",
     "StandaloneBatchNorm",
     "TransposedConv",
     "repeated_passes",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from intact.errors import PlanError
 from intact.targets.catalog.fixed_point import FIXED_POINT
 from intact.targets.catalog.horizon_j6 import HORIZON_J6, HORIZON_J6_HALF_UP
-from intact.targets.catalog.litert import LITERT, LITERT_REFERENCE
+from intact.targets.catalog.litert import LITERT, LITERT_16X8, LITERT_REFERENCE
 from intact.targets.catalog.onnxruntime import ONNXRUNTIME
 from intact.targets.catalog.power_of_two import POWER_OF_TWO
 from intact.targets.catalog.reference import REFERENCE_TARGET
@@ -17,7 +17,7 @@ __all__ = ["BUILT_IN", "TARGETS", "register_target"]
 TARGETS: dict[str, Target] = {
     t.name: t
     for t in (ONNXRUNTIME, X86_AVX2, FIXED_POINT, HORIZON_J6, HORIZON_J6_HALF_UP, POWER_OF_TWO, LITERT,
-              LITERT_REFERENCE, REFERENCE_TARGET)
+              LITERT_REFERENCE, LITERT_16X8, REFERENCE_TARGET)
 }
 #: those that every Intact of this version knows: saved models name them, and carry the description of any other
 BUILT_IN = frozenset(TARGETS)

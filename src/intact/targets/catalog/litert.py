@@ -1,8 +1,9 @@
-"""LiteRT (TensorFlow Lite) with int8 activations and weights: a plain interpreter, and the reference kernels.
+"""LiteRT (TensorFlow Lite): a plain interpreter, and the reference kernels; int8 activations, or int16 ("16x8").
 
 ``litert``: what ``Interpreter(path)`` runs on x86-64, XNNPACK. ``litert_reference``: ``BUILTIN_REF``, the arithmetic of
-TFLite Micro's portable kernels. Measured with ai-edge-litert 2.3.0; docs/litert.md has the table. Nothing runs in float
-between the input's QUANTIZE and the output's DEQUANTIZE.
+TFLite Micro's portable kernels. With int16 activations both run the same kernels: ``litert_16x8`` and
+``litert_16x8`` differ in the input's QUANTIZE only. Measured with ai-edge-litert 2.3.0; docs/litert.md has
+the table. Nothing runs in float between the input's QUANTIZE and the output's DEQUANTIZE.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import replace
 from intact.arithmetic import (
     Arithmetic,
     BinaryRule,
+    FunctionRule,
+    MatMulRule,
     MeanRule,
     PoolRule,
     Requantize,
@@ -24,9 +27,9 @@ from intact.graph import Graph, Node
 from intact.kernels import UNARY_OPS
 from intact.targets.catalog.fixed_point import bilinear, fixed_mean, static_softmax
 from intact.targets.schema import OpRule, Output, Target
-from intact.types import INT8, QParams
+from intact.types import INT8, INT16, QParams
 
-__all__ = ["LITERT", "LITERT_REFERENCE"]
+__all__ = ["LITERT", "LITERT_16X8", "LITERT_REFERENCE"]
 
 
 def _flat(node: Node, graph: Graph) -> str | None:
@@ -54,18 +57,42 @@ def _rank(node: Node, graph: Graph) -> str | None:
     return None if len(node.shape) <= _MOST_AXES else f"more than {_MOST_AXES} axes"
 
 
+def _product(node: Node, graph: Graph) -> str | None:
+    ranks = [len(graph[i].shape) for i in node.inputs]
+    if min(ranks) < 2:
+        return "no kernel for a product with a vector"
+    return None if max(ranks) <= _MOST_PRODUCT_AXES else f"more than {_MOST_PRODUCT_AXES} axes"
+
+
+def _summed(node: Node, graph: Graph, most: int) -> str | None:
+    """The kernels sum the codes of a mean, or of a window, in 32 bits."""
+    sizes = node.attrs["kernel"] if node.op == "avg_pool" else [graph[node.inputs[0]].shape[a]
+                                                                for a in node.attrs["axes"]]
+    count = math.prod(n for n in sizes if isinstance(n, int))
+    return None if count <= most else f"a mean over {count} values, more than {most}"
+
+
 def _mean(node: Node, graph: Graph) -> str | None:
-    reason = fixed_mean(node, graph)
-    count = math.prod(n for a in node.attrs["axes"] if isinstance(n := graph[node.inputs[0]].shape[a], int))
-    return reason if reason or count <= _MOST_SUMMED else f"a mean over {count} values, more than {_MOST_SUMMED}"
+    return fixed_mean(node, graph) or _summed(node, graph, _MOST_SUMMED)
+
+
+def _wide_mean(node: Node, graph: Graph) -> str | None:
+    return fixed_mean(node, graph) or _summed(node, graph, _MOST_SUMMED_WIDE)
+
+
+def _wide_avg_pool(node: Node, graph: Graph) -> str | None:
+    return _avg_pool(node, graph) or _summed(node, graph, _MOST_SUMMED_WIDE)
 
 
 _MOST_AXES = 4  # to which the kernels broadcast
+_MOST_PRODUCT_AXES = 5
 _MOST_SUMMED = 2**23  # of 8 bits in an int32
+_MOST_SUMMED_WIDE = 2**15  # of 16 bits
 
 _RULES: dict[str, OpRule] = {
     "conv": OpRule("CONV_2D", check=_flat, macs=True),
     "linear": OpRule("FULLY_CONNECTED", macs=True),
+    "matmul": OpRule("BATCH_MATMUL", check=_product, macs=True),
     "add": OpRule("ADD", check=_rank),
     "sub": OpRule("SUB", check=_rank),
     "mul": OpRule("MUL", check=_rank),
@@ -95,6 +122,8 @@ LITERT = Target(
         mean=MeanRule.XNNPACK,
         resize=ResizeRule.XNNPACK,
         softmax=SoftmaxRule.FLOAT_TABLE,
+        matmul=MatMulRule.XNNPACK,
+        functions=FunctionRule.LITERT,
         requantize=Requantize.FLOAT,
         reciprocal=True,
     ),
@@ -115,8 +144,30 @@ LITERT_REFERENCE = replace(
         mean=MeanRule.TFLITE,
         resize=ResizeRule.TFLITE,
         softmax=SoftmaxRule.TFLITE,
+        matmul=MatMulRule.TFLITE,
+        functions=FunctionRule.LITERT,
         requantize=Requantize.FIXED_POINT_TWICE,
     ),
     # the reference FULLY_CONNECTED rounds in float64, which no device does: 1x1 convolutions are what both round alike
     rules={**_RULES, "linear": OpRule("CONV_2D", macs=True)},
+)
+
+_WIDE_RULES: dict[str, OpRule] = {
+    **_RULES,
+    # FULLY_CONNECTED rounds in float64 here; a 1x1 convolution as all others
+    "linear": OpRule("CONV_2D", macs=True),
+    "mean": OpRule("MEAN", check=_wide_mean),
+    "avg_pool": OpRule("AVERAGE_POOL_2D", Output.SHARED, check=_wide_avg_pool),
+    **{op: replace(_RULES[op], fixed={16: QParams.per_tensor(2.0**-15, 0, INT16)})
+       for op in ("softmax", "sigmoid", "tanh")},
+}
+
+LITERT_16X8 = replace(
+    LITERT_REFERENCE,
+    name="litert_16x8",
+    arithmetic=replace(LITERT_REFERENCE.arithmetic, name="litert_16x8", accumulator_bits=48,
+                       requantize=Requantize.FIXED_POINT_16),
+    rules=_WIDE_RULES,
+    activation_bits=(16,),
+    symmetric_activations=True,
 )
