@@ -22,11 +22,11 @@ TYPES = (nn.LSTM, nn.GRU, nn.RNN)
 class FloatWeight(QWeight):
     """The float weight itself: what remains is the recurrence."""
 
-    def dequantize(self) -> torch.Tensor:
+    def without_columns(self) -> torch.Tensor:
         return self.codes
 
 
-def exact(weight: torch.Tensor, how: LeafHow, where: str) -> QWeight:
+def exact(weight: torch.Tensor, how: LeafHow, where: str = "", *, product: bool = False) -> QWeight:
     return FloatWeight(how, tuple(weight.shape), weight.detach().clone())
 
 

@@ -43,8 +43,8 @@ class QAttention(Leaf):
         apart = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
         weights = apart if joint is None else joint.chunk(3)
         self.q_proj, self.k_proj, self.v_proj = (
-            make(w, f"{name}_proj") for name, w in zip("qkv", weights, strict=True))
-        self.out_proj = make(module.out_proj.weight, "out_proj.weight")
+            make(w, f"{name}_proj", product=True) for name, w in zip("qkv", weights, strict=True))
+        self.out_proj = make(module.out_proj.weight, "out_proj.weight", product=True)
         for name, bias in (("in_proj_bias", module.in_proj_bias), ("out_proj_bias", module.out_proj.bias),
                            ("bias_k", module.bias_k), ("bias_v", module.bias_v)):
             self.register_parameter(name, constant(bias))

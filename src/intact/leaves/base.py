@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Self
+from typing import Protocol, Self
 
 from torch import Tensor, nn
 
@@ -13,8 +12,15 @@ from intact.leaves.weight import QWeight
 
 __all__ = ["Leaf", "MakeWeight", "constant"]
 
-#: the codes of a float weight of a module, by its name there; tied weights give one and the same object
-MakeWeight = Callable[[Tensor, str], QWeight]
+
+class MakeWeight(Protocol):
+    """The codes of a float weight of a module, by its name there; tied weights give one and the same object.
+
+    ``product`` says that inputs are multiplied with the weight and nothing else happens to it.
+    """
+
+    def __call__(self, weight: Tensor, name: str, *, product: bool = False) -> QWeight:
+        """The codes."""
 
 
 class Leaf(nn.Module):

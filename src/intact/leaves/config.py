@@ -16,7 +16,8 @@ __all__ = ["dynamic_how", "how_of_dtype", "weight_only_how"]
 
 _INT8, _UINT8 = ("qint8", "int8"), ("quint8", "uint8")
 _HALF, _FLOAT = ("float16", "half"), ("float32", "float")
-_KEYS = ("activation", "weight", "qscheme", "dynamic")
+_KEYS = ("activation", "weight", "qscheme", "dynamic", "balance")
+_WEIGHT_KEYS = ("bits", "group", "symmetric", "refine", "balance")
 
 
 def _dtype_name(dtype: object) -> str:
@@ -128,7 +129,8 @@ def dynamic_how(config: Any, where: str, default: LeafHow) -> LeafHow | None:
     if activation not in (None, *_INT8, *_UINT8):
         raise PlanError("activations cannot have this type", where=where, got=activation,
                         allowed="torch.quint8, torch.qint8, torch.float32")
-    return Dynamic(granularity, activation_scheme or how.activation)
+    balance = config.get("balance", isinstance(default, Dynamic) and default.balance)
+    return Dynamic(granularity, activation_scheme or how.activation, balance)
 
 
 def weight_only_how(config: Any, where: str, default: WeightOnly) -> LeafHow | None:
@@ -146,8 +148,8 @@ def weight_only_how(config: Any, where: str, default: WeightOnly) -> LeafHow | N
         return replace(default, bits=config)
     if not isinstance(config, Mapping):
         raise PlanError("no such configuration", where=where, got=type(config).__name__,
-                        allowed="None (float), a number of bits, or a dict with bits, group, symmetric, refine")
-    _check_keys(config, ("bits", "group", "symmetric", "refine"), where)
+                        allowed=f"None (float), a number of bits, or a dict with {', '.join(_WEIGHT_KEYS)}")
+    _check_keys(config, _WEIGHT_KEYS, where)
     fields = {k: v for k, v in config.items() if k != "group"}
     if "group" in config:
         fields["weight"] = PerChannel(0) if config["group"] is None else PerGroup(1, config["group"])

@@ -23,6 +23,8 @@ class Dynamic:
     Args:
         weight: ``PerTensor()``, ``PerChannel(0)`` (output channels) or ``PerGroup(1, size)``; always symmetric.
         activation: ``PerToken()``: every row its own scale; ``PerTensor()``: as ONNX ``DynamicQuantizeLinear``.
+        balance: linear layers divide their columns by the square root of their sizes, and multiply their inputs by
+            it: for networks in which some features are much larger than the others (most transformers).
 
     >>> print(Dynamic())
     int8 weights per channel (axis 0), activations per token
@@ -30,14 +32,16 @@ class Dynamic:
 
     weight: Granularity = _PER_CHANNEL
     activation: Granularity = _PER_TOKEN
+    balance: bool = False
 
     def __post_init__(self) -> None:
         _check_weight(self.weight)
+        _check_flags(self, "balance")
         if not isinstance(self.activation, PerTensor | PerToken):
             raise PlanError("activations have one scale per tensor or per token", got=str(self.activation))
 
     def __str__(self) -> str:
-        return f"int8 weights {self.weight}, activations {self.activation}"
+        return f"int8 weights {self.weight}, activations {self.activation}{', balanced' if self.balance else ''}"
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class WeightOnly:
         weight: ``PerChannel(0)`` or ``PerGroup(1, size)``; the scales of groups are stored as bfloat16.
         symmetric: zero point 0; else every scale has a zero point.
         refine: search ranges and zero points for the least squared error; else they reach the extremes.
+        balance: linear layers divide their columns by their sizes, and multiply their inputs by them: the rounding of
+            a column is then as small as the column.
 
     >>> print(WeightOnly(4, PerGroup(1, 32)))
     int4 weights per group of 32 (axis 1)
@@ -58,17 +64,17 @@ class WeightOnly:
     weight: Granularity = _GROUPS
     symmetric: bool = False
     refine: bool = True
+    balance: bool = True
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or self.bits not in (4, 8):
             raise PlanError("no such weight-only encoding", got=f"{self.bits} bits", allowed="4 or 8 bits")
         _check_weight(self.weight)
-        for name in ("symmetric", "refine"):
-            if not isinstance(getattr(self, name), bool):
-                raise PlanError("neither True nor False", where=name, got=repr(getattr(self, name)))
+        _check_flags(self, "symmetric", "refine", "balance")
 
     def __str__(self) -> str:
-        return f"int{self.bits} weights {self.weight}{', symmetric' if self.symmetric else ''}"
+        marks = [name for name, on in (("symmetric", self.symmetric), ("not balanced", not self.balance)) if on]
+        return ", ".join([f"int{self.bits} weights {self.weight}", *marks])
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,12 @@ class Float16:
 
 
 LeafHow = Dynamic | WeightOnly | Float16
+
+
+def _check_flags(how: object, *names: str) -> None:
+    for name in names:
+        if not isinstance(getattr(how, name), bool):
+            raise PlanError("neither True nor False", where=name, got=repr(getattr(how, name)))
 
 
 def _check_weight(granularity: Granularity) -> None:
@@ -125,15 +137,15 @@ def how_to_json(how: LeafHow) -> dict[str, Any]:
     """A plain record, of which :func:`how_from_json` makes the same value again.
 
     >>> how_to_json(Dynamic())
-    {'kind': 'dynamic', 'weight': 'channel', 'activation': 'token'}
+    {'kind': 'dynamic', 'weight': 'channel', 'activation': 'token', 'balance': False}
     """
     match how:
         case Dynamic():
             return {"kind": "dynamic", "weight": _granularity_to_json(how.weight),
-                    "activation": _granularity_to_json(how.activation)}
+                    "activation": _granularity_to_json(how.activation), "balance": how.balance}
         case WeightOnly():
             return {"kind": "weight_only", "weight": _granularity_to_json(how.weight), "bits": how.bits,
-                    "symmetric": how.symmetric, "refine": how.refine}
+                    "symmetric": how.symmetric, "refine": how.refine, "balance": how.balance}
         case Float16():
             return {"kind": "float16"}
 
@@ -150,16 +162,18 @@ def how_from_json(record: Any) -> LeafHow:
     if not isinstance(record, Mapping):
         raise ArtifactError("the encoding of a leaf is missing", got=type(record).__name__)
     fields = {k: v for k, v in record.items() if k != "kind"}
+    if record.get("kind") != "float16":
+        fields.setdefault("balance", False)  # of files written before there was balance
     kinds: dict[Any, tuple[type[Dynamic | WeightOnly | Float16], set[str]]] = {
-        "dynamic": (Dynamic, {"weight", "activation"}),
-        "weight_only": (WeightOnly, {"weight", "bits", "symmetric", "refine"}), "float16": (Float16, set())}
+        "dynamic": (Dynamic, {"weight", "activation", "balance"}),
+        "weight_only": (WeightOnly, {"weight", "bits", "symmetric", "refine", "balance"}), "float16": (Float16, set())}
     kind = record.get("kind")
     if not isinstance(kind, str) or kind not in kinds or set(fields) != kinds[kind][1]:
         raise ArtifactError("no such encoding of a leaf", got=str(dict(record))[:80])
     for name in ("weight", "activation"):
         if name in fields:
             fields[name] = _granularity_from_json(fields[name])
-    if any(not isinstance(fields[n], bool) for n in ("symmetric", "refine") if n in fields):
+    if any(not isinstance(fields[n], bool) for n in ("symmetric", "refine", "balance") if n in fields):
         raise ArtifactError("no such encoding of a leaf", got=str(dict(record))[:80])
     try:
         return kinds[kind][0](**fields)

@@ -37,7 +37,7 @@ class QLinear(Leaf):
         """The leaf in the place of a Linear or a Conv1D."""
         weight, bias = cast(Tensor, module.weight), cast("Tensor | None", module.bias)
         transposed = not isinstance(module, nn.Linear)
-        return cls(make(weight.t() if transposed else weight, "weight"), bias, how, transposed)
+        return cls(make(weight.t() if transposed else weight, "weight", product=True), bias, how, transposed)
 
     @property
     def weight(self) -> Tensor:

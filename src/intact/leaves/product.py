@@ -49,16 +49,8 @@ def product(x: Tensor, weight: QWeight, bias: Tensor | None = None) -> Tensor:
     >>> product(x, encode(w, Dynamic()))
     tensor([[1.7700]])
     """
-    if recording():
-        _check(x, weight)
-        result: Tensor = call("leaf_product", weight, x, bias)
-        return result
-    if not isinstance(weight.how, Dynamic):
-        _check(x, weight)
-        added = None if bias is None else bias.to(torch.float32)
-        if added is None or added.ndim == 1:
-            return F.linear(x.to(torch.float32), weight.dequantize(), added).to(x.dtype)
-        return (F.linear(x.to(torch.float32), weight.dequantize()) + added).to(x.dtype)
+    if recording() or not isinstance(weight.how, Dynamic):
+        return _named_or_float(x, weight, bias)
     if torch.is_grad_enabled():
         with torch.no_grad():
             return _dynamic(x, weight, bias)
@@ -71,18 +63,34 @@ def _check(x: Tensor, weight: QWeight) -> None:
                           allowed=f"real numbers, {weight.shape[1]} in the last axis")
 
 
+def _named_or_float(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
+    """The operation of a graph, or the product with the weight made float32."""
+    _check(x, weight)
+    dtype, x = x.dtype, weight.balanced(x)
+    if recording():
+        result: Tensor = call("leaf_product", weight, x, bias)
+        return result.to(dtype)
+    added, w = None if bias is None else bias.to(torch.float32), weight.without_columns()
+    if added is None or added.ndim == 1:
+        return F.linear(x.to(torch.float32), w, added).to(dtype)
+    return (F.linear(x.to(torch.float32), w) + added).to(dtype)
+
+
 def _dynamic(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
     """What can be one function is tried first: looking at an input costs as much as a small product."""
-    derived = weight.derived()
+    derived, dtype = weight.derived(), x.dtype
+    if weight.has_columns():
+        _check(x, weight)
+        x = weight.balanced(x)
     if bias is not None and (bias.dtype != torch.float32 or bias.ndim > 2):
         bias = bias.to(torch.float32).reshape(bias.shape if bias.ndim < 3 else (-1, bias.shape[-1]))
     if derived.plain and not torch.compiler.is_compiling() and _fused_is_exact() and _per_token(weight):
         found = _at_once(x, derived, bias)
         if found is not None:
-            return found
+            return found if dtype == torch.float32 else found.to(dtype)
     _check(x, weight)
     rows = x.reshape(-1, x.shape[-1]).to(torch.float32)
-    return _integer(rows, weight, bias).view(*x.shape[:-1], weight.shape[0]).to(x.dtype)
+    return _integer(rows, weight, bias).view(*x.shape[:-1], weight.shape[0]).to(dtype)
 
 
 def _per_token(weight: QWeight) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +22,20 @@ from intact.types import PerChannel, PerGroup
 
 __all__ = ["quantize_dynamic", "quantize_weights", "swapped"]
 
-Encode = Callable[[Tensor, LeafHow, str], QWeight]
+
+class Encode(Protocol):
+    """:func:`encode`, or what makes the same with codes of 0."""
+
+    def __call__(self, weight: Tensor, how: LeafHow, where: str = "", *, product: bool = False) -> QWeight: ...
+
+
 _PLAIN = (bool, int, float, str, tuple, torch.dtype, torch.device, type(None))
 _MAX_COLUMNS = (2**31 - 1) // (255 * 127)  # more could overflow the int32 accumulator
 
 
-def quantize_dynamic(model: nn.Module, spec: Any = None, dtype: Any = torch.qint8) -> nn.Module:
+def quantize_dynamic(
+    model: nn.Module, spec: Any = None, dtype: Any = torch.qint8, *, balance: bool = False
+) -> nn.Module:
     """Quantize layers of a model without data: integer weights now, integer activations at run time.
 
     The result is an ordinary eager module with other layers in the places of the chosen ones: same structure, same
@@ -44,6 +53,9 @@ def quantize_dynamic(model: nn.Module, spec: Any = None, dtype: Any = torch.qint
             always symmetric) and ``dynamic``. An exact name wins over a glob, and that over a type.
         dtype: ``torch.qint8`` (also ``torch.int8``, ``"int8"``) or ``torch.float16``, for what has no
             configuration of its own.
+        balance: int8 Linear and attention divide the columns of their weights by the square root of their sizes, and
+            multiply their inputs by it: closer to float where some features are much larger than others, as in
+            most transformers, for one more pass over the inputs.
 
     Returns:
         The new model, in the mode (training or evaluation) of the old one. No gradient flows through int8 layers.
@@ -64,26 +76,33 @@ def quantize_dynamic(model: nn.Module, spec: Any = None, dtype: Any = torch.qint
     """
     _check_model(model)
     default = how_of_dtype(dtype)
+    if isinstance(default, Dynamic):
+        default = replace(default, balance=balance)
+    elif balance is not False:
+        raise PlanError("only int8 layers are balanced", where="balance", got=balance, fix="leave it out")
     chosen = choose(model, spec, default, lambda c, where: dynamic_how(c, where, default), USUAL, _can)
     return swapped(model, chosen, encode)
 
 
 def quantize_weights(
     model: nn.Module, spec: Any = None, *, bits: Literal[4, 8] = 4, group: int | None = 64, symmetric: bool = False,
-    refine: bool = True,
+    refine: bool = True, balance: bool = True,
 ) -> nn.Module:
     """Store the weights of layers in 4 or 8 bits, without data; activations and products stay float.
 
     Args:
         model: any float module; it is not changed.
         spec: as in :func:`quantize_dynamic`; None stands for the same layers. Configurations are None (stays
-            float), a number of bits, or a dict with the keys ``bits``, ``group``, ``symmetric``, ``refine``.
+            float), a number of bits, or a dict with the keys ``bits``, ``group``, ``symmetric``, ``refine``,
+            ``balance``.
         bits: 4 (two codes a byte) or 8.
         group: numbers that share a scale, a divisor of the weight's columns such as 32, 64, 128; None: one scale
             for each output channel.
         symmetric: no zero points: a little smaller, a little less exact.
         refine: search range and zero point of every group for the least error (see
             :func:`intact.leaves.group_codes.group_codes`); else they reach the group's extremes.
+        balance: Linear and attention divide the columns of their weights by their sizes, and multiply their inputs by
+            them (see :func:`intact.leaves.weight.column_sizes`). A weight that is tied to an embedding is left alone.
 
     Returns:
         The new model. Tied weights stay tied. Gradients flow to its inputs.
@@ -99,7 +118,7 @@ def quantize_weights(
     _check_model(model)
     if group is not None and (type(group) is not int or group < 1):
         raise PlanError("no such group", got=repr(group), allowed="a positive number, or None")
-    default = WeightOnly(bits, PerChannel(0) if group is None else PerGroup(1, group), symmetric, refine)
+    default = WeightOnly(bits, PerChannel(0) if group is None else PerGroup(1, group), symmetric, refine, balance)
     chosen = choose(model, spec, default, lambda c, where: weight_only_how(c, where, default), USUAL, _can)
     return swapped(model, chosen, encode)
 
@@ -123,11 +142,13 @@ def swapped(model: nn.Module, chosen: Mapping[str, LeafHow], make: Encode) -> nn
         PlanError: if one of the modules cannot be such a leaf.
     """
     modules = dict(model.named_modules())
+    # a table of embeddings is not balanced: its rows are as they are, whatever they are multiplied with
+    tables = {_place(t) for p in chosen if isinstance(modules[p], EMBEDDINGS) for t in modules[p].parameters()}
     tied: dict[tuple[Any, ...], tuple[Tensor, QWeight]] = {}
     memo: dict[int, Any] = {}
     for path, how in chosen.items():
         module = modules[path]
-        leaf = _leaf(module, how, path, _sharing(tied, make, how, path))
+        leaf = _leaf(module, how, path, _sharing(tied, tables, make, how, path))
         leaf.train(module.training)
         memo[id(module)] = leaf
     copied: nn.Module = copy.deepcopy(model, memo)  # what is in the memo is taken from there: no weight is copied
@@ -136,23 +157,29 @@ def swapped(model: nn.Module, chosen: Mapping[str, LeafHow], make: Encode) -> nn
 
 
 def _sharing(
-    tied: dict[tuple[Any, ...], tuple[Tensor, QWeight]], make: Encode, how: LeafHow, path: str
+    tied: dict[tuple[Any, ...], tuple[Tensor, QWeight]], tables: set[Any], make: Encode, how: LeafHow, path: str
 ) -> MakeWeight:
     """Codes of a weight, made once for every tensor and encoding."""
 
-    def of(weight: Tensor, name: str) -> QWeight:
-        key = (weight.data_ptr(), weight.shape, weight.stride(), _weight_part(how))
+    def of(weight: Tensor, name: str, *, product: bool = False) -> QWeight:
+        product = product and _place(weight) not in tables
+        key = (_place(weight), product, _weight_part(how))
         if key not in tied:
             # kept with the weight: the address of one that is gone could be that of another
-            tied[key] = weight, make(weight, how, f"{path}.{name}" if path else name)
+            tied[key] = weight, make(weight, how, f"{path}.{name}" if path else name, product=product)
         return tied[key][1]
 
     return of
 
 
+def _place(weight: Tensor) -> tuple[Any, ...]:
+    """Where a tensor is, and how it lies there."""
+    return weight.data_ptr(), weight.shape, weight.stride()
+
+
 def _weight_part(how: LeafHow) -> object:
     """What of an encoding the codes depend on."""
-    return ("int8", how.weight, how.activation) if isinstance(how, Dynamic) else how
+    return ("int8", how.weight, how.activation, how.balance) if isinstance(how, Dynamic) else how
 
 
 def _leaf(module: nn.Module, how: LeafHow, path: str, make: MakeWeight) -> Leaf:

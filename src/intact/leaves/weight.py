@@ -18,9 +18,10 @@ from intact.observers import weight_qparams
 from intact.private import ROW_MARGIN, fingerprint, pack_matrix
 from intact.types import INT8_NARROW, PerChannel, PerGroup, PerTensor, PerToken
 
-__all__ = ["Derived", "QWeight", "encode", "skeleton"]
+__all__ = ["Derived", "QWeight", "column_sizes", "encode", "skeleton"]
 
 _FLOAT16_MAX = 65504.0
+_LEAST_COLUMN = 2.0**-40  # of the largest: what is smaller is nothing
 _BITS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
@@ -58,8 +59,8 @@ class Derived:
 class QWeight(nn.Module):
     """Codes of a matrix (rows, columns), or of any tensor with its rows on axis 0.
 
-    ``state_dict`` has ``codes`` and, but for float16, ``scale`` and (not symmetric) ``zero_point``. Those keep their
-    dtype when the module is moved to another one (``half()``): only ``dtype`` changes.
+    ``state_dict`` has ``codes`` and, but for float16, ``scale`` and (not symmetric) ``zero_point``; and ``columns`` if
+    it is balanced. Those keep their dtype when the module is moved to another one (``half()``): only ``dtype`` changes.
 
     Args:
         how: the encoding.
@@ -67,6 +68,7 @@ class QWeight(nn.Module):
         codes: int8 (symmetric, 8 bits), uint8 (two a byte for 4 bits), or the float16 weight itself.
         scale: ``()``, ``(rows,)`` or ``(rows, groups)``.
         zero_point: uint8, the shape of ``scale``.
+        columns: float32, by which every column is multiplied in the end; None for 1.
         dtype: of the weight, and so of rows that are looked up in it.
 
     >>> from intact.leaves.how import Dynamic
@@ -79,10 +81,11 @@ class QWeight(nn.Module):
     codes: Tensor
     scale: Tensor | None
     zero_point: Tensor | None
+    columns: Tensor | None
 
     def __init__(
         self, how: LeafHow, shape: tuple[int, ...], codes: Tensor, scale: Tensor | None = None,
-        zero_point: Tensor | None = None, *, dtype: torch.dtype = torch.float32,
+        zero_point: Tensor | None = None, columns: Tensor | None = None, *, dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.how, self.shape = how, shape
@@ -90,6 +93,7 @@ class QWeight(nn.Module):
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
+        self.register_buffer("columns", columns)
         self._derived: tuple[object, Derived] | None = None
 
     def extra_repr(self) -> str:
@@ -130,6 +134,8 @@ class QWeight(nn.Module):
         codes, scale, zero, how = self.codes, self.scale, self.zero_point, self.how
         if scale is None:
             return None if bool(torch.isfinite(codes).all()) else "a weight is not finite"
+        if self.columns is not None and not bool(((self.columns > 0) & (self.columns <= 1)).all()):
+            return "the size of a column is not between 0 and 1"
         if not bool((torch.isfinite(scale) & (scale >= torch.finfo(torch.float32).tiny)).all()):
             return "a scale is not a positive normal number"
         if isinstance(how, Dynamic) and int(codes.amin()) < -127:
@@ -149,7 +155,7 @@ class QWeight(nn.Module):
         codes, scale, zero = (t.index_select(0, index) if t is not None and (per_row or t is self.codes) else t
                               for t in (self.codes, scale, zero))
         assert codes is not None
-        return self._real(codes, scale, zero).to(self.dtype)
+        return self._with_columns(self._real(codes, scale, zero)).to(self.dtype)
 
     def real(self) -> Tensor:
         """The whole weight in its own dtype, for code that looks at it."""
@@ -157,7 +163,23 @@ class QWeight(nn.Module):
 
     def dequantize(self) -> Tensor:
         """The whole weight in float32."""
+        return self._with_columns(self.without_columns())
+
+    def without_columns(self) -> Tensor:
+        """The matrix that inputs are multiplied with which ``columns`` have multiplied before, in float32."""
         return self._real(self.codes, self.scale, self.zero_point)
+
+    def has_columns(self) -> bool:
+        """Whether inputs are to be multiplied by ``columns``."""
+        return self._buffers["columns"] is not None
+
+    def balanced(self, x: Tensor) -> Tensor:
+        """Inputs for :meth:`without_columns`, and for products with the codes."""
+        columns = self._buffers["columns"]  # not by way of Module.__getattr__
+        return x if columns is None else x.to(torch.float32) * columns
+
+    def _with_columns(self, real: Tensor) -> Tensor:
+        return real if self.columns is None else real * self.columns
 
     def _real(self, codes: Tensor, scale: Tensor | None, zero: Tensor | None) -> Tensor:
         """Float32 numbers of some rows of codes."""
@@ -203,8 +225,34 @@ def _groups(shape: tuple[int, ...], how: LeafHow, where: str) -> int | None:
     return columns // size
 
 
-def encode(weight: Tensor, how: LeafHow, where: str = "") -> QWeight:
+def column_sizes(w: Tensor, power: float) -> Tensor:
+    """Root mean squares of the columns of a matrix, to a power; the largest is 1.
+
+    Trained networks have small weights where inputs are large. Columns that are divided by their sizes share a scale
+    without loss, and what is rounded stays small where inputs are large. (Müller et al., "SINQ: Sinkhorn-Normalized
+    Quantization", 2025, normalise rows and columns in turn; rows have scales of their own here.)
+
+    Args:
+        w: finite, (rows, columns).
+        power: 1 if only weights are rounded; 1/2 if inputs are too, which are multiplied by the sizes.
+
+    >>> column_sizes(torch.tensor([[4.0, 1.0, 0.0], [-4.0, 1.0, 0.0]]), 1.0)
+    tensor([1.0000, 0.2500, 1.0000])
+    """
+    sizes = w.to(torch.float64).square().mean(0).sqrt()
+    sizes = sizes / sizes.amax().clamp(min=torch.finfo(torch.float64).tiny)
+    sizes = torch.where(sizes > 0, sizes.clamp(min=_LEAST_COLUMN), torch.ones_like(sizes))  # an empty column has none
+    return sizes.pow(power).to(torch.float32)
+
+
+def encode(weight: Tensor, how: LeafHow, where: str = "", *, product: bool = False) -> QWeight:
     """Codes of a weight.
+
+    Args:
+        weight: rows on axis 0.
+        how: the encoding.
+        where: module path, for errors.
+        product: inputs (..., columns) are multiplied with the weight and nothing else: it can be balanced.
 
     Raises:
         PlanError: if its shape does not fit the encoding, or its numbers float16.
@@ -225,20 +273,24 @@ def encode(weight: Tensor, how: LeafHow, where: str = "") -> QWeight:
                                 fix="quantize the layer to int8, or leave it out")
             return QWeight(how, shape, w.to(torch.float16), dtype=weight.dtype)
         case WeightOnly():
-            return _encode_groups(w, how, weight.dtype, groups)
+            columns = column_sizes(w, 1.0) if product and how.balance else None
+            return _encode_groups(w if columns is None else w / columns, how, weight.dtype, groups, columns)
         case Dynamic():
-            pass
+            columns = column_sizes(w, 0.5) if product and how.balance else None
+            w = w if columns is None else w / columns
     if groups is not None:
         rows = w.reshape(shape[0] * groups, -1)
         q = quantize_weight(rows, weight_qparams(rows, INT8_NARROW, PerChannel(0), where=where))
         scale = q.qparams.scale.reshape(shape[0], groups)
-        return QWeight(how, shape, q.codes.reshape(shape), scale, dtype=weight.dtype)
+        return QWeight(how, shape, q.codes.reshape(shape), scale, None, columns, dtype=weight.dtype)
     assert not isinstance(how.weight, PerGroup | PerToken)
     q = quantize_weight(w, weight_qparams(w, INT8_NARROW, how.weight, where=where))
-    return QWeight(how, shape, q.codes, q.qparams.scale, dtype=weight.dtype)
+    return QWeight(how, shape, q.codes, q.qparams.scale, None, columns, dtype=weight.dtype)
 
 
-def _encode_groups(w: Tensor, how: WeightOnly, dtype: torch.dtype, groups: int | None) -> QWeight:
+def _encode_groups(
+    w: Tensor, how: WeightOnly, dtype: torch.dtype, groups: int | None, columns: Tensor | None
+) -> QWeight:
     shape = tuple(w.shape)
     rows = w.reshape(1, -1) if isinstance(how.weight, PerTensor) else w.reshape(shape[0] * (groups or 1), -1)
     q = group_codes(rows, how.bits, symmetric=how.symmetric, refine=how.refine, dtype=_scale_dtype(how))
@@ -251,7 +303,7 @@ def _encode_groups(w: Tensor, how: WeightOnly, dtype: torch.dtype, groups: int |
         codes = codes.reshape(shape)
     grid = _scale_shape(shape, how, groups)
     zero = None if how.symmetric else q.zero.reshape(grid)
-    return QWeight(how, shape, codes, q.scale.reshape(grid), zero, dtype=dtype)
+    return QWeight(how, shape, codes, q.scale.reshape(grid), zero, columns, dtype=dtype)
 
 
 def _scale_dtype(how: LeafHow) -> torch.dtype:
@@ -267,7 +319,7 @@ def _scale_shape(shape: tuple[int, ...], how: LeafHow, groups: int | None) -> tu
     return () if per_tensor else (shape[0],)
 
 
-def skeleton(weight: Tensor, how: LeafHow, where: str = "") -> QWeight:
+def skeleton(weight: Tensor, how: LeafHow, where: str = "", *, product: bool = False) -> QWeight:
     """What :func:`encode` makes, with codes of 0: to be filled by ``load_state_dict``.
 
     >>> from intact.leaves.how import WeightOnly
@@ -279,9 +331,10 @@ def skeleton(weight: Tensor, how: LeafHow, where: str = "") -> QWeight:
     if isinstance(how, Float16):
         return QWeight(how, shape, torch.zeros(shape, dtype=torch.float16), dtype=weight.dtype)
     scale = torch.ones(_scale_shape(shape, how, groups), dtype=_scale_dtype(how))
+    columns = torch.ones(shape[1]) if product and how.balance else None
     if isinstance(how, Dynamic):
-        return QWeight(how, shape, torch.zeros(shape, dtype=torch.int8), scale, dtype=weight.dtype)
+        return QWeight(how, shape, torch.zeros(shape, dtype=torch.int8), scale, None, columns, dtype=weight.dtype)
     dtype = torch.int8 if how.symmetric and how.bits == 8 else torch.uint8
     codes = torch.zeros((shape[0], (_columns(shape) + 1) // 2) if how.bits == 4 else shape, dtype=dtype)
     zero = None if how.symmetric else torch.zeros(scale.shape, dtype=torch.uint8)
-    return QWeight(how, shape, codes, scale, zero, dtype=weight.dtype)
+    return QWeight(how, shape, codes, scale, zero, columns, dtype=weight.dtype)
