@@ -174,66 +174,86 @@ def rows_times_weight(
     """``(codes_x @ codes.T * scale) * step + (low * offsets + bias)``, the steps of ``product`` in one function.
 
     Args:
-        x: float32 (m, k).
-        codes: int8 (n, k).
-        packed: the same with :data:`ROW_MARGIN` columns of zeros behind, from :func:`pack_matrix`; None for few rows.
+        x: (..., k).
+        codes: int8 (n, k), k > 1.
+        packed: the same with :data:`ROW_MARGIN` columns of zeros behind, from :func:`pack_matrix`; None to do without.
         scale: float32 (n,).
         zeros: int32 (n,).
         offsets: float32 (n,).
-        bias: float32 (n,).
-        scratch: float32 (at least n,), overwritten.
+        bias: float32 (n,), or for each row (m, n).
+        scratch: float32 (at least n,), without ``packed`` (at least m * n,); overwritten.
 
     Returns:
-        float32 (m, n); None if not every number of x is finite.
+        float32 (..., n); None if x is not float32, is elsewhere than the codes, has no rows or not k columns, or if not
+        every number of it is finite.
     """
-    if not math.isfinite(float(x.sum())):
+    k, n = codes.shape[1], codes.shape[0]
+    if x.dtype != torch.float32 or x.device != codes.device or x.dim() == 0 or x.numel() == 0 or x.size(-1) != k:
         return None
-    m, k, n = x.shape[0], x.shape[1], scale.shape[0]
-    rows = torch.ops.quantized.embedding_bag_byte_prepack(x)
+    m = x.numel() // k
+    matrix = x.reshape(m, k)
+    if not math.isfinite(float(matrix.sum())):
+        return None
+    rows = torch.ops.quantized.embedding_bag_byte_prepack(matrix)
     tail, at = rows, k // 4
     if k % 4 != 0:  # the numbers behind the codes are not where a float32 may be
         tail, at = rows.narrow(1, k, 8).clone(), 0
-    numbers = torch.empty(0).set_(tail, 0, [m, at + 2], [at + 2, 1])
-    step, low = numbers.narrow(1, at, 1).add(1e-8 / 255.0), numbers.narrow(1, at + 1, 1)
+    step = torch.empty(0).set_(tail, at, [m, 1], [at + 2, 1]).add(1e-8 / 255.0)
+    low = torch.empty(0).set_(tail, at + 1, [m, 1], [at + 2, 1])
     if packed is None:
-        y = torch._int_mm(rows.narrow(1, 0, k).contiguous(), codes.t()).to(torch.float32).mul_(scale)
+        acc = torch.empty(0, dtype=torch.int32)
+        acc.set_(scratch, 0, [m, n], [n, 1])  # type: ignore[call-overload]
+        y = torch.empty(m, n).copy_(torch._int_mm(rows.narrow(1, 0, k), codes.t(), out=acc)).mul_(scale)
     else:
         y = torch.ops.onednn.qlinear_pointwise(
             rows, 1.0, 0, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], "")
     count, begin = max(1, scratch.shape[0] // n), 0
+    if m <= count:
+        _scale_rows(y, step, low, offsets, bias, scratch)
+        begin = m
     while begin < m:  # what several passes touch stays in a core's cache
         size = min(count, m - begin)
-        base = torch.mul(low.narrow(0, begin, size), offsets, out=scratch.narrow(0, 0, size * n).view(size, n))
-        if bias is not None:
-            base.add_(bias)
-        y.narrow(0, begin, size).mul_(step.narrow(0, begin, size)).add_(base)
+        added = bias if bias is None or bias.dim() == 1 else bias.narrow(0, begin, size)
+        _scale_rows(y.narrow(0, begin, size), step.narrow(0, begin, size), low.narrow(0, begin, size), offsets, added,
+                    scratch)
         begin += size
-    return y
+    shape = list(x.shape[:-1])
+    shape.append(n)
+    return y.view(shape)
+
+
+def _scale_rows(
+    y: Tensor, step: Tensor, low: Tensor, offsets: Tensor, added: Tensor | None, scratch: Tensor
+) -> Tensor:
+    base = scratch.narrow(0, 0, y.numel()).view(y.shape)
+    if added is None:
+        torch.mul(low, offsets, out=base)
+    else:
+        torch.addcmul(added, low, offsets, out=base)
+    return y.mul_(step).add_(base)
 
 
 def lstm_steps(
-    x: Tensor, h: Tensor, c: Tensor, wide: Tensor, scale: Tensor, offsets: Tensor, bias: Tensor, out: Tensor,
-    reverse: bool,
+    x: Tensor, h: Tensor, c: Tensor, wide: Tensor, scale: Tensor, offsets: Tensor, out: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor]:
     """All steps of an LSTM whose hidden state is quantized at every step, as ``step_of`` and ``product`` do them.
 
     Args:
-        x: what the input gives to the gates, float32 (steps, rows, 4 * hidden).
+        x: what the input gives to the gates, all biases included, float32 (steps, rows, 4 * hidden).
         h: the state before, finite, (rows, hidden); hidden is a multiple of 4.
         c: likewise.
         wide: int8 (4 * hidden, hidden + :data:`ROW_MARGIN`), the last columns zeros.
         scale: float32 (4 * hidden,).
         offsets: likewise.
-        bias: likewise.
         out: the hidden state after every step, (steps, rows, hidden), is written here.
         reverse: from the last step to the first.
     """
     steps, rows, size = out.shape[0], out.shape[1], out.shape[2]
     acc = torch.empty(rows, 4 * size, dtype=torch.int32)
-    real, gates = torch.empty(rows, 4 * size), torch.empty(rows, 4 * size)
-    both, g, o = gates.split([2 * size, size, size], 1)
-    opened, new, shown, t = torch.empty(rows, 2 * size), torch.empty(rows, size), torch.empty(rows, size), c.clone()
-    i, f = opened.split(size, 1)
+    real, base, opened = torch.empty(rows, 4 * size), torch.empty(rows, 4 * size), torch.empty(rows, 4 * size)
+    i, f, _, o = opened.split(size, 1)
+    inner = base.narrow(1, 2 * size, size)
+    new, t = torch.empty(rows, size), c.clone()
     c = c.clone()
     step, low, wider, at, w = torch.empty(0), torch.empty(0), torch.empty(rows, 1), size // 4, wide.t()
     xs, outs = x.unbind(0), out.unbind(0)
@@ -243,33 +263,45 @@ def lstm_steps(
         torch.add(step.set_(codes, at, [rows, 1], [at + 2, 1]), 1e-8 / 255.0, out=wider)
         low.set_(codes, at + 1, [rows, 1], [at + 2, 1])
         torch._int_mm(codes, w, out=acc)
-        torch.mul(low, offsets, out=gates).add_(bias).add_(real.copy_(acc).mul_(scale).mul_(wider)).add_(xs[s])
-        torch.sigmoid(both, out=opened)
-        c.mul_(f).addcmul_(i, torch.tanh(g, out=new))
-        h = torch.mul(torch.sigmoid(o, out=shown), torch.tanh(c, out=t), out=outs[s])
+        torch.addcmul(xs[s], low, offsets, out=base)
+        base.add_(real.copy_(acc).mul_(scale).mul_(wider))
+        torch.sigmoid(base, out=opened)  # of one gate in vain: a call more would take longer
+        c.mul_(f).addcmul_(i, torch.tanh(inner, out=new))
+        h = torch.mul(o, torch.tanh(c, out=t), out=outs[s])
     return h, c
 
 
 def gru_steps(
-    x: Tensor, h: Tensor, wide: Tensor, scale: Tensor, offsets: Tensor, bias: Tensor, out: Tensor, reverse: bool
+    x: Tensor, xn: Tensor, h: Tensor, wide: Tensor, scale: Tensor, offsets: Tensor, out: Tensor, reverse: bool
 ) -> Tensor:
-    """All steps of a GRU; the operands are those of :func:`lstm_steps`, with three gates."""
+    """All steps of a GRU; the operands are those of :func:`lstm_steps`, but for three gates.
+
+    Args:
+        x: what is added to the product of the hidden state: for the last gate its own bias only.
+        xn: what the input gives to the last gate, float32 (steps, rows, hidden).
+        h: the state before.
+        wide: int8.
+        scale: float32.
+        offsets: likewise.
+        out: the hidden states.
+        reverse: the direction.
+    """
     steps, rows, size = out.shape[0], out.shape[1], out.shape[2]
     acc = torch.empty(rows, 3 * size, dtype=torch.int32)
-    real, gates, new = torch.empty(rows, 3 * size), torch.empty(rows, 3 * size), torch.empty(rows, size)
-    both, inner = gates.split([2 * size, size], 1)
-    opened = torch.empty(rows, 2 * size)
-    r, z = opened.split(size, 1)
+    real, base, opened = torch.empty(rows, 3 * size), torch.empty(rows, 3 * size), torch.empty(rows, 3 * size)
+    r, z, _ = opened.split(size, 1)
+    inner, new = base.narrow(1, 2 * size, size), torch.empty(rows, size)
     step, low, wider, at, w = torch.empty(0), torch.empty(0), torch.empty(rows, 1), size // 4, wide.t()
-    xs, ns, outs = x.narrow(2, 0, 2 * size).unbind(0), x.narrow(2, 2 * size, size).unbind(0), out.unbind(0)
+    xs, ns, outs = x.unbind(0), xn.unbind(0), out.unbind(0)
     for n in range(steps):
         s = steps - 1 - n if reverse else n
         codes = torch.ops.quantized.embedding_bag_byte_prepack(h)
         torch.add(step.set_(codes, at, [rows, 1], [at + 2, 1]), 1e-8 / 255.0, out=wider)
         low.set_(codes, at + 1, [rows, 1], [at + 2, 1])
         torch._int_mm(codes, w, out=acc)
-        torch.mul(low, offsets, out=gates).add_(bias).add_(real.copy_(acc).mul_(scale).mul_(wider))
-        torch.add(both, xs[s], out=opened).sigmoid_()
+        torch.addcmul(xs[s], low, offsets, out=base)
+        base.add_(real.copy_(acc).mul_(scale).mul_(wider))
+        torch.sigmoid(base, out=opened)
         torch.addcmul(ns[s], r, inner, out=new)
         h = torch.lerp(new.tanh_(), h, z, out=outs[s])
     return h

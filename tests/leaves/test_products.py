@@ -12,6 +12,7 @@ from torch import nn
 
 import intact
 from intact.arithmetic import quantize_rows, quantize_tensor, tensor_range
+from intact.leaves import product as products
 from intact.leaves.group_codes import group_codes, pack, unpack
 from intact.leaves.how import Dynamic, LeafHow, WeightOnly
 from intact.leaves.product import product, scaled_products
@@ -44,6 +45,42 @@ def test_both_kernels_give_the_scalar_loops_numbers(
     wide = torch.cat([x, torch.randint(0, 256, (m, 8), generator=g, dtype=torch.uint8)], 1)
     assert torch.equal(scaled_products(wide, w.derived()), want)
     assert torch.equal(scaled_products(x, w.derived(), fast=False), want)
+
+
+@given(lead=st.lists(st.integers(1, 7), max_size=3), k=SIZES, n=st.integers(1, 300), seed=st.integers(0, 99),
+       bias=st.sampled_from(["none", "row", "whole"]), per_tensor=st.booleans())
+def test_one_function_gives_the_numbers_of_the_steps(
+    lead: list[int], k: int, n: int, seed: int, bias: str, per_tensor: bool
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    w = encode(torch.randn(n, k, generator=g), Dynamic(PerTensor() if per_tensor else PerChannel(0)))
+    x = torch.randn(*lead, k, generator=g) * 3.0
+    added = {"none": None, "row": torch.randn(n, generator=g), "whole": torch.randn(*lead, n, generator=g)}[bias]
+    fast = product(x, w, added)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "_fused_is_exact", lambda: False)
+        assert torch.equal(fast, product(x, w, added))
+    flat = None if added is None else added.reshape(-1, n)
+    steps = products._by_steps(x.reshape(-1, k), w.derived(), flat if bias == "whole" else added, fast=False)
+    assert torch.equal(fast.reshape(-1, n), steps) and fast.shape == (*lead, n)
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [(12, 36, 5500), (130, 96, 520), (300, 33, 260), (2, 8, 40000)])
+def test_results_of_any_number_are_those_of_the_steps(m: int, k: int, n: int) -> None:
+    w, bias = encode(torch.randn(n, k), Dynamic()), torch.randn(n)
+    x = torch.randn(m, k)
+    for added in (None, bias, torch.randn(m, n)):
+        steps = products._by_steps(x, w.derived(), added, fast=False)
+        assert torch.equal(product(x, w, added), steps)
+
+
+def test_a_weight_that_was_written_to_is_seen() -> None:
+    q, x = intact.quantize_dynamic(nn.Linear(8, 4)), torch.randn(3, 8)
+    before = q(x)
+    q.qweight.codes.neg_()
+    assert torch.allclose(q(x) - q.bias, -(before - q.bias), atol=1e-5)
+    q.qweight.scale = q.qweight.scale * 2.0
+    assert torch.allclose(q(x) - q.bias, -2.0 * (before - q.bias), atol=1e-5)
 
 
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=30),

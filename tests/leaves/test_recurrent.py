@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import intact
-from intact.leaves import recurrent
+from intact.leaves import product, recurrent
 from intact.leaves.how import Float16, LeafHow
 from intact.leaves.swap import swapped
 from intact.leaves.weight import QWeight
@@ -129,9 +129,27 @@ def test_all_steps_at_once_give_the_numbers_of_single_steps(
     assert all(torch.equal(a, b) for x, y in zip(at_once, single, strict=True) for a, b in zip(x, y, strict=True))
 
 
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_fast_paths_give_the_numbers_of_the_reference(
+    monkeypatch: pytest.MonkeyPatch, kind: type[nn.Module], bias: bool
+) -> None:
+    q, x = intact.quantize_dynamic(kind(24, 32, 2, bias=bias, bidirectional=True)), torch.randn(6, 3, 24)
+    fast = flat(q(x))
+    monkeypatch.setattr(recurrent, "loops_are_exact", lambda: False)
+    monkeypatch.setattr(product, "_fused_is_exact", lambda: False)
+    monkeypatch.setattr(product, "packed_matmul_is_exact", lambda: False)
+    assert all(map(torch.equal, fast, flat(q(x))))
+
+
 def test_what_is_not_finite_stays_so_from_its_step_on() -> None:
     q, x = intact.quantize_dynamic(nn.LSTM(4, 8)), torch.randn(6, 2, 4)
     x[3, 1, 2] = torch.nan
     y = q(x)[0]
     assert bool(torch.isfinite(y[:, 0]).all()) and bool(torch.isfinite(y[:3]).all())
     assert not bool(torch.isfinite(y[3:, 1]).any())
+    state = torch.zeros(1, 2, 8), torch.zeros(1, 2, 8)
+    state[1][0, 0, 3] = torch.inf  # a cell may be infinite: its tanh is 1
+    assert bool(torch.isfinite(q(torch.randn(6, 2, 4), state)[0]).all())
+    state[1][0, 0, 3] = torch.nan
+    assert not bool(torch.isfinite(q(torch.randn(6, 2, 4), state)[0][1:, 0]).any())

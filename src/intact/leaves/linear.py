@@ -47,7 +47,8 @@ class QLinear(Leaf):
 
     def forward(self, input: Tensor) -> Tensor:
         """``input @ weight.T + bias``."""
-        return product(input, self.qweight, self.bias)
+        # not by way of Module.__getattr__, which takes as long as a small operation
+        return product(input, cast(QWeight, self._modules["qweight"]), self._parameters["bias"])
 
     def extra_repr(self) -> str:
         """Sizes and encoding."""

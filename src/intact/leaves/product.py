@@ -36,6 +36,11 @@ def product(x: Tensor, weight: QWeight, bias: Tensor | None = None) -> Tensor:
     With :class:`Dynamic` weights both operands of the product are integers, and it is exact; no gradient flows. Else
     the weight is made float32 first.
 
+    Args:
+        x: real numbers.
+        weight: a matrix.
+        bias: (rows of the weight,), or of the shape of the result.
+
     Raises:
         IntactError: if x does not fit.
 
@@ -44,27 +49,52 @@ def product(x: Tensor, weight: QWeight, bias: Tensor | None = None) -> Tensor:
     >>> product(x, encode(w, Dynamic()))
     tensor([[1.7700]])
     """
+    if recording() or not isinstance(weight.how, Dynamic):
+        return _named_or_float(x, weight, bias)
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            return _dynamic(x, weight, bias)
+    return _dynamic(x, weight, bias)
+
+
+def _check(x: Tensor, weight: QWeight) -> None:
     if x.ndim == 0 or x.shape[-1] != weight.shape[1] or not x.is_floating_point():
         raise IntactError("the input does not fit the layer", got=f"{x.dtype}, {tuple(x.shape)}",
                           allowed=f"real numbers, {weight.shape[1]} in the last axis")
+
+
+def _named_or_float(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
+    """The operation of a graph, or the product with the weight made float32."""
+    _check(x, weight)
     dtype, x = x.dtype, weight.balanced(x)
     if recording():
         result: Tensor = call("leaf_product", weight, x, bias)
         return result.to(dtype)
-    bias = bias if bias is None or bias.dtype == torch.float32 else bias.to(torch.float32)
-    if not isinstance(weight.how, Dynamic):
-        return F.linear(x.to(torch.float32), weight.without_columns(), bias).to(dtype)
-    if torch.is_grad_enabled():
-        with torch.no_grad():
-            return _dynamic(x, weight, bias, dtype)
-    return _dynamic(x, weight, bias, dtype)
+    added, w = None if bias is None else bias.to(torch.float32), weight.without_columns()
+    if added is None or added.ndim == 1:
+        return F.linear(x.to(torch.float32), w, added).to(dtype)
+    return (F.linear(x.to(torch.float32), w) + added).to(dtype)
 
 
-def _dynamic(x: Tensor, weight: QWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-    y = _integer(rows if x.dtype == torch.float32 else rows.to(torch.float32), weight, bias)
-    y = y if x.ndim == 2 else y.view(*x.shape[:-1], weight.shape[0])
-    return y if dtype == torch.float32 else y.to(dtype)
+def _dynamic(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
+    """What can be one function is tried first: looking at an input costs as much as a small product."""
+    derived, dtype = weight.derived(), x.dtype
+    if weight.has_columns():
+        _check(x, weight)
+        x = weight.balanced(x)
+    if bias is not None and (bias.dtype != torch.float32 or bias.ndim > 2):
+        bias = bias.to(torch.float32).reshape(bias.shape if bias.ndim < 3 else (-1, bias.shape[-1]))
+    if derived.plain and not torch.compiler.is_compiling() and _fused_is_exact() and _per_token(weight):
+        found = _at_once(x, derived, bias)
+        if found is not None:
+            return found if dtype == torch.float32 else found.to(dtype)
+    _check(x, weight)
+    rows = x.reshape(-1, x.shape[-1]).to(torch.float32)
+    return _integer(rows, weight, bias).view(*x.shape[:-1], weight.shape[0]).to(dtype)
+
+
+def _per_token(weight: QWeight) -> bool:
+    return isinstance(weight.how, Dynamic) and isinstance(weight.how.activation, PerToken)
 
 
 def _integer(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
@@ -73,13 +103,11 @@ def _integer(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
     Per token ``(codes_x @ codes_w.T * scale_w) * step + (low * offsets + bias)``; per tensor, as ONNX Runtime,
     ``(codes_x - zero) @ codes_w.T * (step * scale_w) + bias``.
     """
-    how, derived = weight.how, weight.derived()
-    assert isinstance(how, Dynamic)
+    derived = weight.derived()
     if x.shape[0] == 0:
         return x.new_empty(0, weight.shape[0])
-    if isinstance(how.activation, PerToken):
-        y = _at_once(x, derived, bias) if _fused_applies(x, derived) else None
-        return _by_steps(x, derived, bias) if y is None else y
+    if _per_token(weight):
+        return _by_steps(x, derived, bias)
     step, zero = tensor_range(x)
     rows = max(1, _CHUNK // x.shape[1])
     parts = [quantize_tensor(part, step, zero) for part in x.split(rows)]
@@ -89,24 +117,22 @@ def _integer(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
 
 
 def _by_steps(x: Tensor, derived: Derived, bias: Tensor | None, *, fast: bool = True) -> Tensor:
-    """Every product is rounded before it is added to something: addcmul would not, and no runtime has it."""
+    """Roundings are those of ONNX Runtime: one for ``bias + low * offsets``, one for what is added to it."""
     codes, step, low = quantize_rows(x, fast=fast)
-    base = low * derived.offsets
-    return scaled_products(codes, derived, fast=fast).mul_(step).add_(base if bias is None else base.add_(bias))
+    base = low * derived.offsets if bias is None else torch.addcmul(bias, low, derived.offsets)
+    return scaled_products(codes, derived, fast=fast).mul_(step).add_(base)
 
 
 def _at_once(x: Tensor, derived: Derived, bias: Tensor | None) -> Tensor | None:
-    """The same in one function; None if not all numbers are finite."""
-    packed = derived.packed(ROW_MARGIN) if x.shape[0] >= _PACKED else None
+    """The same for x (..., columns) in one function; None if it is not for such x."""
+    codes = derived.codes
+    rows, columns = codes.shape
+    results = x.numel() // columns * rows
+    packed = derived.packed(ROW_MARGIN) if results > _CHUNK and results >= _PACKED * rows else None
     y: Tensor | None = compiled(rows_times_weight)(
-        x, derived.codes, packed, derived.row_scale, derived.zeros, derived.offsets, bias,
-        _SCRATCH.floats(max(_CHUNK, derived.codes.shape[0])))
+        x, codes, packed, derived.row_scale, derived.zeros, derived.offsets, bias,
+        _SCRATCH.floats(max(_CHUNK, results if packed is None else rows)))
     return y
-
-
-def _fused_applies(x: Tensor, derived: Derived) -> bool:
-    return (derived.row_scale.ndim == 1 and derived.codes.ndim == 2 and x.shape[1] > 1 and x.device.type == "cpu"
-            and not torch.compiler.is_compiling() and _fused_is_exact())
 
 
 @lru_cache(maxsize=1)
@@ -115,12 +141,12 @@ def _fused_is_exact() -> bool:
     if not packed_matmul_is_exact():
         return False
     g = torch.Generator().manual_seed(0)
-    for m, k, n in ((1, 2, 1), (3, 33, 7), (5, 64, 257), (16, 5, 3), (17, 64, 16), (64, 576, 64), (130, 258, 2100)):
+    for m, k, n in ((1, 2, 1), (3, 33, 7), (5, 64, 257), (16, 5, 3), (64, 576, 64), (40, 64, 1700), (130, 258, 2100)):
         x = torch.randn(m, k, generator=g) * 10.0 + torch.randn(m, 1, generator=g)
         x[-1] = x[-1, 0]
         codes = torch.randint(-127, 128, (n, k), generator=g, dtype=torch.int8)
         derived, bias = Derived(codes, torch.rand(n, generator=g) + 0.01), torch.randn(n, generator=g)
-        for b in (bias, None):
+        for b in (bias, torch.randn(m, n, generator=g), None):
             try:
                 y = _at_once(x, derived, b)
             except (RuntimeError, AttributeError):  # not compiled for this CPU, or gone from this version of torch

@@ -19,7 +19,18 @@ from intact.leaves.base import Leaf, MakeWeight, constant
 from intact.leaves.how import Dynamic, LeafHow, how_to_json
 from intact.leaves.product import product
 from intact.leaves.recording import operands, recording
-from intact.leaves.recurrent_core import Kind, State, Step, Steps, run_layer, run_segments, step_of
+from intact.leaves.recurrent_core import (
+    Inputs,
+    Kind,
+    State,
+    Step,
+    Steps,
+    bias_of,
+    inputs_of,
+    run_layer,
+    run_segments,
+    step_of,
+)
 from intact.leaves.weight import QWeight
 from intact.private import compiled, gru_steps, lstm_steps
 from intact.types import PerGroup, PerToken
@@ -45,41 +56,51 @@ class Gates:
     bias_ih: Tensor | None
     bias_hh: Tensor | None
 
-    def of_input(self, x: Tensor) -> Tensor:
-        """What inputs give to the gates."""
-        return product(x, self.weight_ih, self.bias_ih)
+    def of_input(self, kind: Kind, x: Tensor) -> Inputs:
+        """What inputs give to the gates; all biases are added there, but one of a GRU."""
+        return inputs_of(kind, product(x, self.weight_ih, bias_of(kind, self.bias_ih, self.bias_hh)), self.bias_hh)
 
     def run(self, kind: Kind, x: Tensor, sizes: Sequence[int], state: State, *, reverse: bool) -> tuple[Tensor, State]:
         """One direction of one layer over packed sequences (see :func:`intact.leaves.recurrent_core.run_layer`)."""
-        gates = self.of_input(x)
+        gates = self.of_input(kind, x)
         if self._fused_applies(kind, gates, state):
             with torch.no_grad():
-                return run_segments(gates, sizes, state, self._steps(kind, reverse), reverse=reverse)
+                y, last = run_segments(gates, sizes, state, self._steps(kind, reverse), reverse=reverse)
+            if math.isfinite(float(y.sum())):
+                return y, last
         return run_layer(gates, sizes, state, self.step(kind), reverse=reverse)
 
-    def _fused_applies(self, kind: Kind, gates: Tensor, state: State) -> bool:
-        """Whether all steps can be one function, which takes all numbers to be finite: from such it makes no others."""
+    def _fused_applies(self, kind: Kind, gates: Inputs, state: State) -> bool:
+        """Whether all steps can be one function, which takes every hidden state to be finite."""
         how = self.weight_hh.how
         return (kind in ("lstm", "gru") and self.weight_hr is None and isinstance(how, Dynamic)
                 and isinstance(how.activation, PerToken) and not isinstance(how.weight, PerGroup)
-                and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (gates, *state))
+                and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (*gates, *state))
                 and state[0].shape[0] > 0 and state[0].shape[1] % 4 == 0
                 and not torch.compiler.is_compiling() and loops_are_exact()
-                and all(math.isfinite(float(t.sum())) for t in (gates, *state)))
+                and math.isfinite(float(state[0].sum())))
 
     def _steps(self, kind: Kind, reverse: bool) -> Steps:
-        d, bias = self.weight_hh.derived(), self.bias_hh
-        same = (d.wide, d.row_scale, d.offsets, torch.zeros_like(d.offsets) if bias is None else bias.to(torch.float32))
+        d = self.weight_hh.derived()
+        same = (d.wide, d.row_scale, d.offsets)
         if kind == "gru":
-            return lambda x, state, out: (compiled(gru_steps)(x, state[0].contiguous(), *same, out, reverse),)
+            return lambda x, state, out: (compiled(gru_steps)(*x, state[0].contiguous(), *same, out, reverse),)
         return lambda x, state, out: compiled(lstm_steps)(
-            x, state[0].contiguous(), state[1].contiguous(), *same, out, reverse)
+            *x, state[0].contiguous(), state[1].contiguous(), *same, out, reverse)
 
     def step(self, kind: Kind) -> Step:
         """The state after a step."""
         weight = self.weight_hr
-        return step_of(kind, lambda h: product(h, self.weight_hh, self.bias_hh),
+        return step_of(kind, lambda h, x: product(h, self.weight_hh, x),
                        None if weight is None else lambda h: product(h, weight))
+
+
+    def step_alone(self, kind: Kind, x: Tensor, state: State) -> State:
+        """The state after the only step of a cell, in operations that a captured graph has: no bias is folded."""
+        given = product(x, self.weight_ih, self.bias_ih)
+        size = 2 * state[0].shape[1]
+        parts = (F.pad(given[:, :size], (0, size // 2)), given[:, size:]) if kind == "gru" else (given,)
+        return step_of(kind, lambda h, added: added + product(h, self.weight_hh, self.bias_hh))(parts, state)
 
 
 def run_layers(
@@ -113,8 +134,8 @@ def loops_are_exact() -> bool:
             codes = torch.randint(-127, 128, (n, size), generator=g, dtype=torch.int8)
             weight = QWeight(Dynamic(), (n, size), codes, torch.rand(n, generator=g) * 0.01)
             state = tuple(torch.randn(rows, size, generator=g) for _ in range(states))
-            gates = Gates(weight, weight, None, None, torch.randn(n, generator=g))
-            x = torch.randn(4 * rows, n, generator=g)
+            gates = Gates(weight, weight, None, None, None)
+            x = inputs_of(kind, torch.randn(4 * rows, n, generator=g), torch.randn(n, generator=g))
             wanted = run_layer(x, [rows] * 4, state, gates.step(kind), reverse=True)
             try:
                 found = run_segments(x, [rows] * 4, state, gates._steps(kind, True), reverse=True)
@@ -289,7 +310,7 @@ class QRecurrentCell(Leaf):
                     raise IntactError("the state does not fit the cell", where=self.kind, got=tuple(s.shape),
                                       allowed=wanted)
         gates = self.cell.gates()
-        state = gates.step(self.kind)(gates.of_input(x), state)
+        state = gates.step_alone(self.kind, x, state)
         if single:
             state = tuple(s[0] for s in state)
         return state if count == 2 else state[0]

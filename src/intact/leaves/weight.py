@@ -40,6 +40,7 @@ class Derived:
         self.row_scale = scale if scale.ndim == 2 else scale.reshape(-1).expand(codes.shape[0]).contiguous()
         self.offsets = (self.sums.to(torch.float32) * self.row_scale.reshape(codes.shape[0], -1)).sum(1)
 
+        self.plain = scale.ndim < 2 and codes.ndim == 2 and codes.shape[1] > 1 and codes.device.type == "cpu"
         self.zeros = torch.zeros(codes.shape[0], dtype=torch.int32, device=codes.device)
         self._packed: dict[int, Tensor] = {}
 
@@ -119,11 +120,14 @@ class QWeight(nn.Module):
         """What follows from codes and scales; made again when they were written to."""
         codes, scale = self._buffers["codes"], self._buffers["scale"]  # not by way of Module.__getattr__
         assert codes is not None and scale is not None
+        known = self._derived
+        if known is not None and known[1].codes is codes and known[1].scale is scale and known[0] == fingerprint(
+                (codes, scale)):
+            return known[1]
+        derived = Derived(codes, scale)
         lasting = not (codes.is_inference() or scale.is_inference())  # those do not say when they are written to
-        key = fingerprint((codes, scale)) if lasting else None
-        if self._derived is None or key is None or self._derived[0] != key:
-            self._derived = key, Derived(codes, scale)
-        return self._derived[1]
+        self._derived = (fingerprint((codes, scale)), derived) if lasting else None
+        return derived
 
     def problem(self) -> str | None:
         """What of codes, scales and zero points cannot be; None if nothing."""
@@ -164,6 +168,10 @@ class QWeight(nn.Module):
     def without_columns(self) -> Tensor:
         """The matrix that inputs are multiplied with which ``columns`` have multiplied before, in float32."""
         return self._real(self.codes, self.scale, self.zero_point)
+
+    def has_columns(self) -> bool:
+        """Whether inputs are to be multiplied by ``columns``."""
+        return self._buffers["columns"] is not None
 
     def balanced(self, x: Tensor) -> Tensor:
         """Inputs for :meth:`without_columns`, and for products with the codes."""

@@ -202,11 +202,11 @@ def _token_product(b: Builder, n: Node, x: str, w: LeafWeight, bias: str | None)
     b.probes.append(Probe(n, w, x, {"codes": q.codes, "step": q.step, "low": q.low, **_named(terms)}))
     scaled = b.op("Mul", [_sum(b, terms, f"{n.name}:sum"), q.step], f"{n.name}:scaled")
     offsets, left = w.qweight.derived().offsets, q.low
-    rows = [offsets] if bias is None else [offsets, torch.from_numpy(_array(b, bias))]
+    rows = [offsets] if bias is None else [torch.from_numpy(_array(b, bias)), offsets]
     if bias is not None:
         key = ("with one", q.low)
-        if key not in b.shared:  # (rows, 2): the lowest value, and 1 for the bias
-            b.shared[key] = b.op("Pad", [q.low, numbers(b, [0, 0, 0, 1]), one], f"{q.low}:with_one")
+        if key not in b.shared:  # (rows, 2): 1 for the bias, which comes first, and the lowest value
+            b.shared[key] = b.op("Pad", [q.low, numbers(b, [0, 1, 0, 0]), one], f"{q.low}:with_one")
         left = b.shared[key]
     right = b.const(f"{n.name}:offsets", torch.stack(rows))
     return b.op("Gemm", [left, right, scaled], f"{n.name}:biased")
