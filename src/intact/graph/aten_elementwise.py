@@ -162,7 +162,7 @@ def _dropout(c: Converter, x: Value, p: float, train: bool) -> Value:
     return x
 
 
-@handler("aten._to_copy.default", "aten.to.dtype", "aten.to.dtype_layout")
+@handler("aten._to_copy.default", "aten.to.dtype", "aten.to.dtype_layout", "aten.to.device")
 def _to(c: Converter, x: Value, *rest: Any, **options: Any) -> Value:
     assert c.current is not None
     source, result = c.current.args[0], c.fake()

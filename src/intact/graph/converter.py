@@ -15,7 +15,7 @@ from intact.errors import CaptureError
 from intact.graph.ir import Dim, Node
 from intact.types.dims import renamed
 
-__all__ = ["HANDLERS", "Const", "Converter", "Edge", "Symbolic", "handler"]
+__all__ = ["BITWISE", "HANDLERS", "Const", "Converter", "Edge", "Symbolic", "handler"]
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ class Converter:
                 return value
             raise self.error("an argument cannot be stored", got=repr(value))
 
-        target = _BITWISE.sub(r"aten.bitwise_\1.", target)  # the names that artefacts may run
+        target = BITWISE.sub(r"aten.bitwise_\1.", target)  # the names that artefacts may run
         filled = [template(a) for a in args]
         options = {
             k: template(v) for k, v in kwargs.items() if k not in ("device", "layout", "pin_memory")
@@ -256,7 +256,8 @@ class Converter:
                          kwargs=options, index=None)
 
 
-_BITWISE = re.compile(r"^aten\.__(and|or|xor)__\.")
+#: what ``&``, ``|`` and ``^`` are before torch decomposes them
+BITWISE = re.compile(r"^aten\.__(and|or|xor)__\.")
 _IN_PLACE = re.compile(r"^(aten\.[a-z0-9]\w*?[a-z0-9])_(\.\w+)$")
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import operator
 import re
 
+import torch
 from torch import fx
 
-from intact.graph.converter import HANDLERS, functional
+from intact.graph.converter import BITWISE, HANDLERS, functional
 
 __all__ = ["is_plain", "mutates"]
 
@@ -37,9 +38,17 @@ def is_plain(graph: fx.Graph) -> bool:
         target = str(node.target)
         if target.startswith("aten.sym_size"):
             continue
-        if functional(target) not in HANDLERS or (mutates(target) and not _alone(node)):
+        if mutates(target) and not _alone(node):
+            return False
+        if functional(target) not in HANDLERS and not _stays(node):
             return False
     return True
+
+
+def _stays(node: fx.Node) -> bool:
+    """Whether torch's rewriting would leave the operation: a core one, or another name of one."""
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.core in tags or bool(BITWISE.match(str(node.target)))
 
 
 def _alone(node: fx.Node) -> bool:
