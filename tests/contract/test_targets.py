@@ -67,15 +67,13 @@ class TestEvery:
         intact.plan(fm, target)  # without a wish, widths that it has
 
 
-#: vectors with operations that a target without floats refuses, and what it says; an additive mask has no codes
+#: vectors with operations that a target without floats refuses, and what it says
 _LITERT = {
     "attention": "adds the mask", "conv3d": "three spatial axes", "layer norm and softmax": "layer_norm",
     "max pool": "dilated", "max pool between convolutions": "dilated", "average pool": "leaves out padding",
     "average pool between convolutions": "leaves out padding", "average pool 1-d": "leaves out padding",
 }
-_MASKED = {"attention": "adds the mask"}
-REFUSED = {name: _LITERT if name.startswith("litert") else _MASKED
-           for name, t in TARGETS.items() if not t.float_operations}
+REFUSED = {name: _LITERT for name in TARGETS if name.startswith("litert")}
 
 
 def widest(name: str) -> int:

@@ -342,7 +342,6 @@ NUMBERS: dict[str, Callable[[Parts], Parts]] = {
     "huge count": row("weights", CODES, count=2**40),
     "no scales": row("weights", CODES, count=0),
     "several scales per tensor": row("weights", CODES, axis=None),
-    "edge of 16 bits": row("edges", "x", bits=16),
     "edge that is an accumulator": row("edges", "x", bits=32, signed=True),
     "edge of 17 bits": row("edges", "x", bits=17),
     "edge of 1 bit": row("edges", "x", bits=1),

@@ -53,6 +53,7 @@ def drawing(arithmetic: Arithmetic, bits: tuple[int, ...]) -> Iterator[None]:
     scales = DYADIC if arithmetic.requantize is Requantize.SHIFT else st.one_of(DYADIC, drawn.scales)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawn, "rules", lambda draw: (arithmetic, bits))
+        patch.setattr(drawn, "summing_rules", lambda draw: (arithmetic, bits))
         patch.setattr(drawn, "scales", scales)
         patch.setattr(drawn, "draw_fixed", lambda draw: arithmetic)
         patch.setattr(drawn, "draw_params", params)
