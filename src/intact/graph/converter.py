@@ -210,6 +210,8 @@ class Converter:
         target = node.target
         if not callable(target):
             raise self.error("not a call")
+        if functional(str(target)) != str(target):  # who has read the operand before keeps what was there
+            args = [Const(args[0].tensor.clone()), *args[1:]]
         with torch.no_grad():
             result = target(*_unwrap(args), **_unwrap(kwargs))
         if isinstance(result, Tensor):
