@@ -186,6 +186,8 @@ class Converter:
         """Canonical form of one aten call."""
         self.current = node
         self.path, self.leaf = module_of(node)
+        if any(n.op == "get_attr" for n in node.all_input_nodes):
+            raise self.error("control flow has no canonical form", got=str(node.target))
         args = [self.resolve(a, env) for a in node.args]
         kwargs = {k: self.resolve(v, env) for k, v in node.kwargs.items()}
         if node.target is operator.getitem:
