@@ -277,3 +277,44 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     wide = intact.quantize_dynamic(nn.Linear(64, 64))
     intact.export(wide, tmp_path / "c.onnx", example_inputs=torch.randn(3, 64), external_data=True)
     assert (tmp_path / "c.onnx.data").exists()
+
+
+class Packed(nn.Module):
+    """A recurrent layer over packed sequences, as taggers run them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.lstm = nn.Embedding(10, 16), nn.LSTM(16, 8, batch_first=True)
+
+    def forward(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+        x = self.table(ids)
+        if lengths is None:
+            return self.lstm(x)[0]
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0]
+
+
+def test_packed_sequences_are_refused_by_name(tmp_path: Path) -> None:
+    q = intact.quantize_dynamic(Packed()).eval()
+    given = torch.randint(10, (3, 6)), torch.tensor([6, 2, 4])
+    assert q(*given).shape == (3, 6, 8)
+    with pytest.raises(IntactError, match="lstm"):
+        intact.export(q, tmp_path / "net.onnx", example_inputs=given)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_refused_with_the_way_out(dtype: torch.dtype, tmp_path: Path) -> None:
+    q, ids = intact.quantize_dynamic(Packed().to(dtype)).eval(), torch.randint(10, (3, 6))
+    with pytest.raises(ExportError, match=r"table.*\.float\(\)"):
+        intact.export(q, tmp_path / "net.onnx", example_inputs=ids)
+    assert intact.export(q.float(), tmp_path / "net.onnx", example_inputs=ids).codes_differ == 0
+
+
+def test_rows_that_are_looked_up_count_as_codes(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Embedding(10, 32), nn.Tanh())
+    ids = torch.randint(10, (3, 6))
+    for q in (intact.quantize_weights(net, group=16), intact.quantize_dynamic(net),
+              intact.quantize_dynamic(net, dtype=torch.float16)):
+        certificate = intact.export(q, tmp_path / "net.onnx", example_inputs=ids)
+        assert certificate.codes_differ == 0 and certificate.codes_compared == (3 + 1) * 6 * 32

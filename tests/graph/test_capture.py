@@ -273,6 +273,25 @@ def test_control_flow_stays_float_by_name_and_reason() -> None:
     assert q(x[:3]).shape == (3, 2)
 
 
+class Conditional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda a: a + 1, lambda a: a - 1, (self.linear(x),))  # type: ignore[no-any-return]
+
+
+def test_conditions_stay_float_with_the_reason() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 4), Conditional()), torch.randn(16, 4)
+    fm = intact.capture(net, x)
+    (reason,) = (call.reason for call in fm.opaque.values())
+    assert "control flow" in reason and "cond" in reason
+    with torch.no_grad():
+        for sign in (x, -x):
+            assert torch.allclose(fm(sign), net(sign), atol=1e-6)
+
+
 class BranchAtTop(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -95,8 +95,14 @@ def test_spec_and_arguments() -> None:
     assert q[0].how == Dynamic(balance=True) and q[1].how == Dynamic()
     with pytest.raises(PlanError, match="neither True nor False"):
         intact.quantize_dynamic(net, {"0": {"balance": "yes"}})
+    assert intact.quantize_dynamic(net, {"weight": "int8", "balance": True})[1].how == Dynamic(balance=True)
+    for wanted in (True, False):
+        q = intact.quantize_dynamic(net, {"0": {"activation": torch.float32, "balance": wanted}})
+        assert q[0].how == WeightOnly(8, PerChannel(0), symmetric=True, balance=wanted)
     with pytest.raises(PlanError, match="only int8 layers are balanced"):
         intact.quantize_dynamic(net, dtype=torch.float16, balance=True)
+    with pytest.raises(PlanError, match="only int8 layers are balanced"):
+        intact.quantize_dynamic(net, {"0": {"weight": torch.float16, "balance": True}})
 
 
 @pytest.mark.parametrize("dynamic", [True, False])

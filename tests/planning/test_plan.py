@@ -359,3 +359,31 @@ def test_targets_that_are_none(name: str, meant: str | None) -> None:
         intact.plan(spread(), name)
     assert ("did you mean" in str(caught.value)) == (meant is not None)
     assert meant is None or f"did you mean '{meant}'" in str(caught.value)
+
+
+def test_recurrent_layers_in_float_count() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru, self.head = nn.GRU(8, 16, batch_first=True), nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y, h = self.gru(x)
+            return self.head(y), h
+
+    plan = intact.plan(intact.capture(Net().eval(), torch.randn(2, 5, 8)))
+    assert plan.coverage.macs == 5 * 3 * 16 * (8 + 16) + 5 * 16 * 4
+    assert plan.coverage.integer_macs == 5 * 16 * 4
+    assert plan.coverage.weight_bytes == 4 * (3 * 16 * (8 + 16) + 16 * 4)
+    assert plan.coverage.integer_weight_bytes == 4 * 16 * 4
+
+
+def test_what_is_not_captured_is_not_called_covered() -> None:
+    class Branch(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x if x.sum() > 0 else -x)
+
+    x = torch.randn(4, 8)
+    q = intact.quantize(nn.Sequential(Branch(8, 8)), [x])
+    assert "no multiply-accumulates" in q.plan and "not counted" in q.plan and "%" not in str(q) + q.plan
+    assert "not counting" in str(intact.quantize(nn.Sequential(nn.Linear(8, 8), Branch(8, 8)), [x]))

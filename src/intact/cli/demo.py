@@ -98,7 +98,7 @@ def run_demo(out: Path, epochs: int, say: Callable[[str], None]) -> None:
 def coverage(q: QModel) -> str:
     """What of a model runs in integers, what stays in float and why, and the notes of its making."""
     c = q.info["coverage"]
-    shares = [f"{part / whole if whole else 1.0:.1%} of {whole:,} {what}" for part, whole, what in (
+    shares = [f"{part / whole:.1%} of {whole:,} {what}" if whole else f"no {what}" for part, whole, what in (
         (c["integer_macs"], c["macs"], "multiply-accumulates"),
         (c["integer_weight_bytes"], c["weight_bytes"], "weight bytes"))]
     rejected, notes = q.info["rejections"], q.info["notes"]

@@ -101,7 +101,8 @@ def _describe(q: QModel) -> str:
     cover = q.info.get("coverage") or {}
     if cover.get("macs"):
         share = math.floor(1000 * cover["integer_macs"] / cover["macs"]) / 10  # never rounded up to 100 %
-        lines.append(f"  in integers: {share:.1f}% of {cover['macs']:,} multiply-accumulates")
+        beside = ", not counting what could not be captured" if q.opaque else ""
+        lines.append(f"  in integers: {share:.1f}% of {cover['macs']:,} multiply-accumulates{beside}")
     stored = [*(b.weight for b in q.bindings.values() if b.weight is not None), *q.tables.values()]
     weights = {id(w): w.codes for w in stored}
     codes = sum(w.numel() * w.element_size() for w in weights.values())

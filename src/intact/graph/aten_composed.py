@@ -30,8 +30,10 @@ def _filled(c: Converter, value: float) -> Value:
         Const(number.tensor.expand([int(d) for d in shape]).contiguous())
 
 
-@handler("aten.zeros_like.default", "aten.new_zeros.default", "aten.zeros.default", "aten.zero.default")
+@handler("aten.zeros_like.default", "aten.new_zeros.default", "aten.zeros.default", "aten.zero.default",
+         "aten.empty.memory_format", "aten.empty_like.default", "aten.new_empty.default")
 def _zeros(c: Converter, *args: Any, **options: Any) -> Value:
+    # what is made empty is written before it is read: 0 is as good as any other number
     return _filled(c, 0)
 
 

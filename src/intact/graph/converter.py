@@ -186,6 +186,8 @@ class Converter:
         """Canonical form of one aten call."""
         self.current = node
         self.path, self.leaf = module_of(node)
+        if any(n.op == "get_attr" for n in node.all_input_nodes):
+            raise self.error("control flow has no canonical form", got=str(node.target))
         args = [self.resolve(a, env) for a in node.args]
         kwargs = {k: self.resolve(v, env) for k, v in node.kwargs.items()}
         if node.target is operator.getitem:
@@ -210,6 +212,8 @@ class Converter:
         target = node.target
         if not callable(target):
             raise self.error("not a call")
+        if functional(str(target)) != str(target):  # who has read the operand before keeps what was there
+            args = [Const(args[0].tensor.clone()), *args[1:]]
         with torch.no_grad():
             result = target(*_unwrap(args), **_unwrap(kwargs))
         if isinstance(result, Tensor):

@@ -100,6 +100,7 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings(), redirect_stderr(said):
             warnings.filterwarnings("ignore", category=FutureWarning, message=".*isinstance.treespec.*")
+            warnings.filterwarnings("ignore", category=UserWarning, message=".*_flat_weights.* assigned during export")
             yield
         sys.stderr.write(said.getvalue())  # nothing was refused: it is the model that speaks
     finally:

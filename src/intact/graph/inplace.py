@@ -17,12 +17,8 @@ from intact.graph.converter import BITWISE, HANDLERS, functional
 
 __all__ = ["is_plain", "mutates"]
 
-#: results that share memory with their operand
-_VIEWS = re.compile(
-    r"^aten\.(view|reshape|_unsafe_view|flatten|unflatten|squeeze|unsqueeze|permute|transpose|t|numpy_T|expand|slice|"
-    r"select|split|split_with_sizes|chunk|tensor_split|unbind|unfold|alias|detach|contiguous|to|narrow|diagonal|dropout|"
-    r"feature_dropout)\."
-)
+#: results that share memory with their operand, of operations whose schema does not say so
+_VIEWS = re.compile(r"^aten\.(_unsafe_view|dropout|feature_dropout|alpha_dropout|feature_alpha_dropout)\.")
 
 
 def mutates(target: str) -> bool:
@@ -38,7 +34,7 @@ def is_plain(graph: fx.Graph) -> bool:
         target = str(node.target)
         if target.startswith("aten.sym_size"):
             continue
-        if mutates(target) and not _alone(node):
+        if _writes(node) and not (mutates(target) and _alone(node) and _keeps_its_type(node)):
             return False
         if functional(target) not in HANDLERS and not _stays(node):
             return False
@@ -51,16 +47,34 @@ def _stays(node: fx.Node) -> bool:
     return torch.Tag.core in tags or bool(BITWISE.match(str(node.target)))
 
 
+def _writes(node: fx.Node) -> bool:
+    """Whether the operation overwrites an operand, the first one or another (``out=``, running statistics)."""
+    schema = getattr(node.target, "_schema", None)
+    return mutates(str(node.target)) or (schema is not None and bool(schema.is_mutable))
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether the result may share memory with an operand that it leaves as it is."""
+    schema = getattr(node.target, "_schema", None)
+    shares = schema is not None and any(r.alias_info is not None for r in schema.returns)
+    return not _writes(node) and (shares or bool(_VIEWS.match(str(node.target))))
+
+
 def _alone(node: fx.Node) -> bool:
-    """The overwritten operand is fresh memory, and no earlier reader kept a view of it."""
+    """The overwritten operand is fresh memory, and nobody has a view of it under any of its names."""
     source = node.args[0]
-    if not isinstance(source, fx.Node) or source.op != "call_function" or source.target is operator.getitem:
-        return False
-    while mutates(str(source.target)):  # a chain of in-place operations on one tensor
-        previous = source.args[0]
-        if not isinstance(previous, fx.Node) or any(_VIEWS.match(str(u.target)) for u in previous.users):
+    while isinstance(source, fx.Node):
+        if source.op != "call_function" or source.target is operator.getitem or _is_view(source):
             return False
-        source = previous
-    if source.op != "call_function" or source.target is operator.getitem:
-        return False
-    return not _VIEWS.match(str(source.target)) and not any(_VIEWS.match(str(u.target)) for u in source.users)
+        if any(_is_view(user) for user in source.users):
+            return False
+        if not mutates(str(source.target)):
+            return True
+        source = source.args[0]  # a chain of in-place operations on one tensor
+    return False
+
+
+def _keeps_its_type(node: fx.Node) -> bool:
+    """Whether the functional form has the dtype of the overwritten operand: no other operand is wider."""
+    values = [a.meta.get("val") for a in node.all_input_nodes]
+    return len({v.dtype for v in values if isinstance(v, torch.Tensor) and v.is_floating_point()}) <= 1

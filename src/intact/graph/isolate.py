@@ -338,6 +338,7 @@ def _kinds(calls: list[Recorded]) -> list[Recorded]:
     """Calls that differ in more than the values of their tensors."""
     found: dict[str, Recorded] = {}
     for call in calls:
-        kind = map_leaves((call.args, call.kwargs), lambda x: tuple(x.shape) if isinstance(x, Tensor) else x)
-        found.setdefault(repr(kind), call)
+        # by their names, not rebuilt: a packed sequence takes nothing but tensors
+        kind = [tuple(x.shape) if isinstance(x, Tensor) else x for x in leaves((call.args, call.kwargs))]
+        found.setdefault(repr((kind, sorted(call.kwargs))), call)
     return list(found.values())

@@ -122,10 +122,13 @@ def dynamic_how(config: Any, where: str, default: LeafHow) -> LeafHow | None:
             weight_scheme = weight_scheme or scheme
     how = default if weight is None else how_of_dtype(weight, where)
     if not isinstance(how, Dynamic):
+        if config.get("balance", False) is not False:
+            raise PlanError("only int8 layers are balanced", where=where, got=f"{how}, balance={config['balance']!r}",
+                            fix="leave it out")
         return how
     granularity = weight_scheme or how.weight
     if activation in (*_HALF, *_FLOAT, "bfloat16"):
-        return WeightOnly(8, granularity, symmetric=True)
+        return WeightOnly(8, granularity, symmetric=True, balance=config.get("balance", True))
     if activation not in (None, *_INT8, *_UINT8):
         raise PlanError("activations cannot have this type", where=where, got=activation,
                         allowed="torch.quint8, torch.qint8, torch.float32")

@@ -16,6 +16,9 @@ from intact.leaves.how import LeafHow
 
 __all__ = ["choose"]
 
+#: keys of a configuration that stands for all layers, if no module is called like one
+_ONE = ("activation", "weight", "qscheme", "dynamic", "balance")
+
 #: makes the encoding of a configuration of the user's
 Parse = Callable[[Any, str], LeafHow | None]
 
@@ -109,7 +112,7 @@ def _entries(
     if isinstance(spec, str | type):
         spec = {spec}
     if isinstance(spec, Mapping):
-        if spec and all(k in ("activation", "weight", "qscheme", "dynamic") and k not in modules for k in spec):
+        if spec and all(k in _ONE and k not in modules for k in spec):
             how = parse(spec, "the specification")  # one configuration for all
             return [_Entry(kind, how) for kind in usual]
         pairs = [(k, parse(v, _name(k))) for k, v in spec.items()]

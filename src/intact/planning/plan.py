@@ -143,8 +143,9 @@ class Plan:
         c = self.coverage
         lines = [
             f"Plan for target '{self.target.name}' (version {self.target.version})",
-            f"  integers: {_percent(c.mac_share)} of {c.macs:,} multiply-accumulates, "
-            f"{_percent(c.weight_share)} of {c.weight_bytes:,} weight bytes, {len(self.regions)} region(s)",
+            f"  integers: {_part(c.mac_share, c.macs, 'multiply-accumulates')}, "
+            f"{_part(c.weight_share, c.weight_bytes, 'weight bytes')}, {len(self.regions)} region(s)",
+            *(["  not counted: what could not be captured"] if any(n.op == "opaque" for n in self.graph) else []),
             "  edges and kernels:",
         ]
         for node in self.graph:
@@ -161,6 +162,6 @@ class Plan:
         return "\n".join(lines)
 
 
-def _percent(share: float) -> str:
-    """A share, never rounded up to 100 %."""
-    return f"{math.floor(share * 1000) / 10:.1f}%"
+def _part(share: float, whole: int, what: str) -> str:
+    """A share of what there is, never rounded up to 100 %."""
+    return f"{math.floor(share * 1000) / 10:.1f}% of {whole:,} {what}" if whole else f"no {what}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
@@ -16,15 +15,15 @@ from intact.graph import PASSIVE_OPS, FloatModel, Graph, Hint, Node
 from intact.graph.attention import attention_softmaxes, scores
 from intact.graph.masks import MASK, mask_edges, masks_as_operands
 from intact.planning.hints import hints_by_node, how_of
+from intact.planning.macs import macs_of, weights_of
 from intact.planning.overflow import check_accumulators, check_products, without_saturation
 from intact.planning.plan import Coverage, Decision, Plan, Rejection, WeightSpec
 from intact.planning.recipe import Float, How, Quant, Recipe, match_rules
 from intact.planning.specs import bits_of, edge_specs
 from intact.targets import EXACT_FLOAT, Output, Target, TargetLike, get_target
 from intact.types import PerChannel, PerTensor, QSpec, QType
-from intact.types.dims import resolve_dim, resolve_shape
 
-__all__ = ["macs_of", "plan"]
+__all__ = ["plan"]
 
 #: what a float node does that looks up rows of codes
 _TABLE = "rows of codes"
@@ -366,20 +365,6 @@ def _tables(model: FloatModel, hows: Mapping[str, How], target: Target) -> dict[
             and model.params[node.params["weight"]].dtype == torch.float32}
 
 
-def macs_of(node: Node, model: FloatModel) -> int:
-    """Multiply-accumulates of a node for one sample, of the size of the example where sizes are free."""
-    shape = resolve_shape(node.shape, model.sample)
-    if node.op == "matmul":
-        return math.prod(shape) * resolve_dim(model.graph[node.inputs[0]].shape[-1], model.sample)
-    if node.op not in ("conv", "conv_transpose", "linear"):
-        return 0
-    weight = model.params[node.params["weight"]]
-    if node.op == "conv_transpose":
-        source = resolve_shape(model.graph[node.inputs[0]].shape, model.sample)
-        return math.prod(source) * math.prod(weight.shape[1:])
-    return math.prod(shape) * math.prod(weight.shape[1:])
-
-
 def _coverage(model: FloatModel, decisions: Mapping[str, Decision]) -> Coverage:
     macs = integer = 0
     weights: dict[str, int] = {}
@@ -388,8 +373,7 @@ def _coverage(model: FloatModel, decisions: Mapping[str, Decision]) -> Coverage:
         count, is_integer = macs_of(node, model), decisions[node.name].integer
         macs += count
         integer += count if is_integer else 0
-        if "weight" in node.params:
-            name = node.params["weight"]
+        for name in weights_of(node, model):
             weights[name] = model.params[name].numel() * model.params[name].element_size()
             if is_integer or decisions[node.name].kernel == _TABLE:
                 kept.add(name)

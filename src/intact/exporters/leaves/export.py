@@ -21,7 +21,9 @@ from intact.graph import FloatModel
 from intact.graph.capture import capture, evaluation_mode, normalise_example
 from intact.graph.tree import first_tensor, leaves, map_leaves
 from intact.leaves import has_leaves
+from intact.leaves.base import Leaf
 from intact.leaves.recording import as_operations
+from intact.leaves.weight import QWeight
 
 __all__ = ["export_leaves"]
 
@@ -66,6 +68,7 @@ def export_leaves(
     target = Path(path)
     _check(model, example_inputs, str(target))
     check_path(target)
+    _refuse_half(model)
     with as_operations():
         captured = capture(model, example_inputs, dynamic=dynamic)
     _refuse_unsupported(captured)
@@ -90,6 +93,18 @@ def _check(model: nn.Module, example_inputs: Any, where: str) -> None:
     if example_inputs is None:
         raise ExportError("an eager model is captured with inputs, and there are none", where=where,
                           fix="pass example_inputs=: a batch of what the model is called with")
+
+
+def _refuse_half(model: nn.Module) -> None:
+    """Layers that make or take other numbers than float32: their codes are for any, their file is for float32."""
+    for name, module in model.named_modules():
+        if isinstance(module, Leaf):
+            found = {t.dtype for t in module.parameters() if t.is_floating_point()}
+            found |= {w.dtype for w in module.modules() if isinstance(w, QWeight)}
+            if other := found - {torch.float32}:
+                raise ExportError("a quantized layer is of other numbers than float32", where=name or None,
+                                  got=", ".join(sorted(str(d) for d in other)),
+                                  fix="call .float() on the quantized model (its codes stay as they are)")
 
 
 def _refuse_unsupported(model: FloatModel) -> None:
