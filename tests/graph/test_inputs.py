@@ -157,3 +157,21 @@ def test_other_structures_say_what_is_missing() -> None:
         q({"left": L, "more": {"rigth": R}})
     with pytest.raises(IntactError, match=r"tuple of 2"):
         intact.quantize(Tuples(), [((L, R), ((L,), R))])((L, R), (L, R, R))
+
+
+def test_what_is_taken_for_labels_is_said_where_forward_could_mean_it() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+            y = self.fc(x)
+            return y if mask is None else y * mask
+
+    x, second = torch.randn(8, 4), torch.ones(8, 3)
+    notes = dict(intact.quantize(Masked(), [(x, second)]).info["notes"])
+    assert "taken for labels" in notes["mask"] and "'mask' of forward" in notes["mask"]
+    for data in ([x], [{"x": x, "mask": second}]):
+        assert "mask" not in dict(intact.quantize(Masked(), data).info["notes"])
+    assert not any("labels" in text for _, text in intact.quantize(nn.Linear(4, 3), [(x, second)]).info["notes"])

@@ -20,15 +20,17 @@ __all__ = ["first_inputs"]
 _LOOKED_AT = 8
 
 
-def first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, Any, Iterable[Any]]:
+def first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, Any, tuple[str, ...], Iterable[Any]]:
     """Inputs of the first batch, the axes whose sizes differ in the next few, and data that still holds all.
+
+    Before the data, optional parameters of ``forward`` that could be meant by what of the batch is taken for labels.
 
     Raises:
         CalibrationError: if there is no data, or no inputs in the first batch.
 
     >>> import torch
     >>> data = [torch.zeros(2, 5), torch.zeros(2, 7)]
-    >>> example, axes, data = first_inputs(torch.nn.ReLU(), data)
+    >>> example, axes, spare, data = first_inputs(torch.nn.ReLU(), data)
     >>> axes, [len(x) for x in data]
     (({1: True},), [2, 2])
     """
@@ -40,9 +42,10 @@ def first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, Any, Itera
     parameters = Parameters.of(model)
     args, kwargs = parameters.split(head[0])
     rest = itertools.chain(head, iterator) if iterator is data else _Peeked(data, head, iterator)
+    spare, differing = parameters.spare(head[0]), None
     with suppress(IntactError):  # a batch that does not fit is named when it is its turn
-        return args or kwargs, differing_axes((args or kwargs), [a or k for a, k in map(parameters.split, head)]), rest
-    return args or kwargs, None, rest
+        differing = differing_axes((args or kwargs), [a or k for a, k in map(parameters.split, head)])
+    return args or kwargs, differing, spare, rest
 
 
 class _Peeked:

@@ -208,6 +208,17 @@ class Parameters:
         return split_batch(item, self.required or self.names[:1])
 
 
+    def spare(self, item: Any) -> tuple[str, ...]:
+        """Optional parameters that could be meant by what :meth:`split` leaves of a tuple: labels, most often.
+
+        >>> Parameters(("x", "mask"), ("x",)).spare((torch.zeros(1), torch.zeros(1)))
+        ('mask',)
+        """
+        if self.many or not isinstance(item, (tuple, list)) or not item or isinstance(item[0], Mapping):
+            return ()
+        return self.names[len(self.required or self.names[:1]) : len(item)]
+
+
 def split_batch(item: Any, names: Sequence[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The inputs in one item of a data loader, as positional and keyword arguments.
 
