@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -18,7 +17,7 @@ from intact.algorithms import correct_bias, smooth
 from intact.algorithms.smooth import SAMPLES
 from intact.analysis import Latency, Report, Sizes, Statistics, compare_models, tensor_statistics
 from intact.calibration import calibrate
-from intact.calibration.peek import first_inputs
+from intact.calibration.peek import first_inputs, noted
 from intact.engine import QModel, convert
 from intact.engine import load as _load_integer
 from intact.engine import save as _save_integer
@@ -126,19 +125,9 @@ def captured(
         example_inputs, differing, spare, data = first_inputs(model, data)
         if dynamic is None and differing is not None:
             with suppress(CaptureError):  # such an axis may be free; if not, a batch is wrong, and is named in its turn
-                return _noted(capture(model, example_inputs, dynamic=differing, passes=passes), spare), data
-        return _noted(capture(model, example_inputs, dynamic=dynamic, passes=passes), spare), data
+                return noted(capture(model, example_inputs, dynamic=differing, passes=passes), spare), data
+        return noted(capture(model, example_inputs, dynamic=dynamic, passes=passes), spare), data
     return capture(model, example_inputs, dynamic=dynamic, passes=passes), data
-
-
-def _noted(fm: FloatModel, spare: tuple[str, ...]) -> FloatModel:
-    """A model that says which of its inputs were not taken from the batches."""
-    if not spare:
-        return fm
-    names = ", ".join(f"'{name}'" for name in spare)
-    text = (f"what follows the first {len(fm.graph.inputs)} of a batch was taken for labels; if it is {names} of "
-            "forward, yield dicts with the names of the inputs")
-    return replace(fm, notes=(*fm.notes, (spare[0], text)))
 
 
 def statistics(model: Model | QFloatModel, data: Iterable[Any], *, progress: bool | None = None) -> Statistics:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from operator import length_hint
 from typing import Any
 
 from torch import nn
 
 from intact.errors import CalibrationError, IntactError
+from intact.graph import FloatModel
 from intact.graph.dynamic import differing_axes
 from intact.graph.signature import Parameters
 
-__all__ = ["first_inputs"]
+__all__ = ["first_inputs", "noted"]
 
 #: batches that are looked at for axes of different sizes
 _LOOKED_AT = 8
@@ -46,6 +48,16 @@ def first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, Any, tuple
     with suppress(IntactError):  # a batch that does not fit is named when it is its turn
         differing = differing_axes((args or kwargs), [a or k for a, k in map(parameters.split, head)])
     return args or kwargs, differing, spare, rest
+
+
+def noted(fm: FloatModel, spare: tuple[str, ...]) -> FloatModel:
+    """A model that says which of its inputs were not taken from the batches (see :func:`first_inputs`)."""
+    if not spare:
+        return fm
+    names = ", ".join(f"'{name}'" for name in spare)
+    text = (f"what follows the first {len(fm.graph.inputs)} of a batch was taken for labels; if it is {names} of "
+            "forward, yield dicts with the names of the inputs")
+    return replace(fm, notes=(*fm.notes, (spare[0], text)))
 
 
 class _Peeked:
