@@ -116,6 +116,38 @@ def test_small_accumulators_take_the_short_way_to_the_same_codes(accs, reals, ro
     assert torch.equal(*found)
 
 
+@given(
+    st.integers(1, 2**21 - 1), st.integers(0, 300), st.integers(-2, 2), st.sampled_from(Rounding),
+    st.integers(-32768, 65535), st.booleans(),
+)
+@example(acc=3, whole=0, nudge=-1, rounding=Rounding.HALF_UP, zero=128, negative=False)
+@example(acc=2**21 - 1, whole=0, nudge=-1, rounding=Rounding.HALF_UP, zero=65535, negative=False)
+def test_no_sum_of_the_short_way_rounds_to_a_tie(acc, whole, nudge, rounding, zero, negative):
+    """Multipliers as near as 31 bits come to where ``acc * M`` is a tie."""
+    arithmetic = Arithmetic("a", rounding=rounding, requantize=Requantize.FIXED_POINT)
+    m0, shift = pair((whole + 0.5) / acc)
+    one, real = torch.ones(()), (m0 + nudge).double() * 2.0 ** -int(shift)
+    by = multiplier(real, one, one, arithmetic, 2.0**21 - 1)
+    x = -acc if negative else acc
+    exact = rounded(x * Fraction(int(by.m0), 2 ** int(by.shift)), rounding) + zero
+    found = requantize(torch.tensor([float(x)]), by, zero, -(2**16), 2**17, arithmetic)
+    assert by.small and int(found) == exact
+
+
+@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("way", [Requantize.FLOAT, Requantize.FIXED_POINT])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_large_tensors_taken_in_parts_have_the_codes_of_their_numbers(rounding, way, layout):
+    arithmetic = Arithmetic("a", rounding=rounding, requantize=way)
+    one, real = torch.ones(()), torch.linspace(0.001, 0.2, 5)
+    by = multiplier(real, one, one, arithmetic, 2.0**21 - 1).reshape(1, -1, 1, 1)
+    acc = torch.randint(-2000, 2000, (3, 5, 97, 101)).float().contiguous(memory_format=layout)
+    single = [requantize(acc[i : i + 1, c : c + 1].clone(), multiplier(real[c], one, one, arithmetic, 2.0**21 - 1), 7,
+                         -128, 127, arithmetic) for i in range(3) for c in range(5)]
+    found = requantize(acc.clone(), by, 7, -128, 127, arithmetic)
+    assert torch.equal(found, torch.cat(single).reshape(acc.shape))
+
+
 def test_golden_vector_of_the_integer_line():
     x = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5])
     halves = (x * 2).to(torch.int64)

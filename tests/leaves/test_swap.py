@@ -280,3 +280,14 @@ def test_what_the_observer_refuses() -> None:
         obs(torch.zeros(4, 2))
     with pytest.raises(intact.NonFiniteError):
         obs(torch.full((3, 2), torch.nan))
+
+
+def test_groups_fit_each_layer_unless_one_is_named() -> None:
+    net = nn.ModuleDict({"fc": nn.Linear(384, 8), "odd": nn.Linear(131, 8), "conv": nn.Conv2d(3, 8, 7),
+                         "lstm": nn.LSTM(80, 64), "own": nn.Linear(40, 8)})
+    q = intact.quantize_weights(net, {"fc": 4, "odd": 8, "conv": 4, "lstm": {}, "own": {"group": 20}})
+    assert {name: str(layer.how.weight) for name, layer in q.items()} == {
+        "fc": "per group of 64 (axis 1)", "odd": "per channel (axis 0)", "conv": "per group of 49 (axis 1)",
+        "lstm": "per group of 16 (axis 1)", "own": "per group of 20 (axis 1)"}
+    with pytest.raises(intact.PlanError, match="do not divide"):
+        intact.quantize_weights(net, {"own": {"group": 64}})

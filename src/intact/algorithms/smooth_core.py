@@ -69,7 +69,7 @@ def candidates(largest: Tensor, weights: Sequence[Tensor]) -> list[list[int]]:
         found.append(octaves - octaves.mean())
     found += [(activation / (limit * activation.median())).log2().clamp(min=0.0) for limit in LIMITS]
     steps = [round_to_int(o.clamp(-LARGEST, LARGEST) * STEPS, Rounding.HALF_EVEN) for o in found]
-    return [[int(v) for v in s] for s in steps]
+    return [s.to(torch.int64).tolist() for s in steps]
 
 
 def outliers(weight: Tensor) -> list[int]:

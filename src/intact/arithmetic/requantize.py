@@ -21,7 +21,7 @@ from intact.arithmetic.rounding import Rounding, round_to_int
 
 __all__ = ["PRODUCT_LIMIT", "Multiplier", "multiplier", "requantize"]
 
-_PART = 1 << 15  # numbers
+_PART = 1 << 15  # numbers that a thread takes at a time
 #: what is requantized in integers stays below it: times a multiplier of 31 bits, and half a step, it fits in 64
 PRODUCT_LIMIT = 2**31
 _DOUBLE_EXACT = 2.0**21  # an accumulator below it, times 31 bits, and half a step, is a float64
@@ -36,12 +36,14 @@ class Multiplier:
         m0: 31 bits (``FIXED_POINT_16``: 15), int64; None for ``FLOAT``.
         shift: int64; None for ``FLOAT``.
         small: every accumulator that it is used on lies below 2**21, so that float64 holds all products.
+        room: what may be added to such a product, in units of a half, without a rounding.
     """
 
     real: Tensor
     m0: Tensor | None = None
     shift: Tensor | None = None
     small: bool = False
+    room: float = 0.0
 
     def to(self, device: torch.device) -> Multiplier:
         """On another device."""
@@ -87,7 +89,8 @@ def multiplier(
     else:
         m0, shift = fixed_point(real, power_of_two=arithmetic.requantize is Requantize.SHIFT)
     exact = m0.to(torch.float64) * torch.exp2(-shift.to(torch.float64))
-    return Multiplier(exact, m0, shift, bound < _DOUBLE_EXACT)
+    # a product is a multiple of 2**-shift below 2**(52 - shift), and float64 has 53 bits
+    return Multiplier(exact, m0, shift, bound < _DOUBLE_EXACT, 2.0 ** (52 - int(shift.max())) if shift.numel() else 0.0)
 
 
 def requantize(
@@ -98,15 +101,16 @@ def requantize(
     ``accumulator`` holds exact integers in any dtype; it may be overwritten when it is float32. For ``FLOAT`` it is
     converted to float32 first, which rounds half to even, as the runtime's own int32 conversion does.
     """
+    inside = zero_point if arithmetic.zero_inside else 0
     if by.m0 is None or by.shift is None:
         acc = accumulator if accumulator.dtype == torch.float32 else accumulator.to(torch.float32)
-        inside = zero_point if arithmetic.zero_inside else 0
-        real = acc.mul_(by.real)
-        codes = round_to_int(real.add_(inside) if inside else real, arithmetic.rounding, inplace=True)
-        if zero_point and not inside:
-            codes.add_(zero_point)
-        return codes.clamp_(low, high)
-    inside = zero_point if arithmetic.zero_inside else 0
+        for part, _, real in _in_cache(acc, acc, by.real):
+            part.mul_(real)
+            codes = round_to_int(part.add_(inside) if inside else part, arithmetic.rounding, inplace=True)
+            if zero_point and not inside:
+                codes.add_(zero_point)
+            torch.clamp(codes, low, high, out=part)
+        return acc
     if arithmetic.requantize is Requantize.FIXED_POINT_TWICE:
         whole = scaled_twice(accumulator, by.m0, by.shift)
     elif arithmetic.requantize is Requantize.FIXED_POINT_16:  # a result of more than 32 bits wraps
@@ -114,9 +118,15 @@ def requantize(
     elif by.small and not (inside & 1 or (inside and arithmetic.rounding is Rounding.HALF_AWAY)):
         fits = accumulator.dtype == torch.float32
         codes = accumulator if fits else torch.empty_like(accumulator, dtype=torch.float32)
+        half = 0.5 if arithmetic.rounding is Rounding.HALF_UP else 0.0
+        at_once = (half or arithmetic.rounding is Rounding.FLOOR) and abs(zero_point) + half <= by.room
         for part, result, real in _in_cache(accumulator, codes, by.real):
-            wide = _round_small(part.to(torch.float64).mul_(real), arithmetic.rounding)
-            result.copy_(wide.add_(zero_point).clamp_(low, high))
+            wide = part.to(torch.float64).mul_(real)
+            if at_once:
+                result.copy_(wide.add_(zero_point + half).floor_())
+            else:
+                result.copy_(_round_small(wide, arithmetic.rounding)).add_(zero_point)
+            result.clamp_(low, high)  # what float32 had to round lies far beyond both
         return codes
     else:
         whole = scaled(accumulator, by.m0, by.shift, arithmetic.rounding, inside)
@@ -125,16 +135,17 @@ def requantize(
 
 def _in_cache(x: Tensor, y: Tensor, by: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Views of two tensors of one shape, and of what is broadcast to it, of which several passes stay in the cache."""
-    if x.numel() <= _PART or not x.ndim:
+    most = _PART * torch.get_num_threads()
+    if torch.compiler.is_compiling() or x.numel() <= most or not x.ndim or x.device.type != "cpu":
         yield x, y, by
         return
     axis = max((i for i in range(x.ndim) if x.shape[i] > 1), key=x.stride)  # what lies together stays together
-    step = max(1, _PART * x.shape[axis] // x.numel())
+    step = max(1, most * x.shape[axis] // x.numel())
     for at in range(0, x.shape[axis], step):
         size = min(step, x.shape[axis] - at)
         varies = by.ndim == x.ndim and by.shape[axis] > 1
         parts = x.narrow(axis, at, size), y.narrow(axis, at, size), by.narrow(axis, at, size) if varies else by
-        if parts[0].numel() > _PART:
+        if parts[0].numel() > most:
             yield from _in_cache(*parts)
         else:
             yield parts

@@ -55,6 +55,24 @@ class _WeightedKernel(Kernel):
         self.multiplier = multiplier(qx.scale, binding.weight.qparams.scale, binding.output.scale,
                                      binding.arithmetic, self.bound)
         self.low, self.high = activation_codes(binding)
+        self.raw, self.added = self._added(qx)
+
+    def _added(self, qx: QParams) -> tuple[bool, Tensor | None]:
+        """What one product in floats adds to its sums, which saves passes over them; None if it cannot.
+
+        And whether that product takes the codes as they are: without padding ``sum(w * (x - z))`` is
+        ``sum(w * x) - z * sum(w)``, exact where these sums stay as small.
+        """
+        if self.parts != 1:
+            return False, None
+        bias, a = self.binding.bias, self.binding.attrs
+        added = torch.zeros(self.codes.shape[0], dtype=torch.float64) if bias is None else bias.to(torch.float64)
+        if self.zero and not any((*a.get("pad_begin", ()), *a.get("pad_end", ()))):
+            whole = added - self.zero * self.codes.to(torch.float64).flatten(1).sum(1)
+            bounds = accumulator_bounds(self.codes, 0, qx.qtype.qmin, qx.qtype.qmax) + whole.abs()
+            if bounds.numel() and carrier_for(float(bounds.max())) == self.carrier:
+                return True, whole.to(self.carrier)
+        return False, None if bias is None else added.to(self.carrier)
 
     def _parts(self, bounds: Tensor, qx: QParams) -> int:
         """Parts of the input channels whose sums each stay below 2**24; 1 if one float32 sum does, or groups forbid."""
@@ -69,12 +87,12 @@ class _WeightedKernel(Kernel):
                 return parts
         return 1
 
-    def finish(self, acc: Tensor, axis: int, like: Tensor) -> Tensor:
-        """Bias and requantization of an accumulator whose channels are ``axis``."""
+    def finish(self, acc: Tensor, axis: int, like: Tensor, *, biased: bool = False) -> Tensor:
+        """Bias, if it is not there yet, and requantization of an accumulator whose channels are ``axis``."""
         shape = [1] * acc.ndim
         shape[axis] = -1
         b = self.binding
-        if b.bias is not None:
+        if b.bias is not None and not biased:
             acc.add_(b.bias.to(acc.dtype).to(acc.device).reshape(shape))
         if b.is_accumulator:
             keep = like.is_floating_point() or self.wide  # int32 would wrap a wide sum
@@ -86,16 +104,16 @@ class _WeightedKernel(Kernel):
     def centred(self, x: Tensor) -> Tensor:
         """``x - zero_point`` in the float carrier (float32 if the channels are taken in parts)."""
         x = x.to(self.carrier if self.parts == 1 else torch.float32)
-        return x - self.zero if self.zero else x
+        return x - self.zero if self.zero and not self.raw else x
 
-    def in_parts(self, x: Tensor, axis: int, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """``product(x, weight)``: float32 sums over parts of the input channels, added in float64, which is exact."""
+    def in_parts(self, x: Tensor, axis: int, product: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
+        """``product(x, weight, bias)``: else float32 sums over parts of the input channels, added in float64: exact."""
         weight = self.weight.to(x.device)
         if self.parts == 1:
-            return product(x, weight)
+            return product(x, weight, None if self.added is None else self.added.to(x.device))
         total: Tensor | None = None
         for part, w in zip(x.chunk(self.parts, axis), weight.chunk(self.parts, 1), strict=True):
-            y = product(part, w)
+            y = product(part, w, None)
             total = y.to(torch.float64) if total is None else total.add_(y)
         assert total is not None
         return total
@@ -109,7 +127,7 @@ class ConvKernel(_WeightedKernel):
         """Codes (batch, out, *spatial) for codes (batch, channels, *spatial)."""
         (x,), a = xs, self.binding.attrs
         if x.is_floating_point():
-            return self.finish(self._float(x), 1, x)
+            return self.finish(self._float(x), 1, x, biased=self.parts == 1)
         x, codes = (x, self.codes) if not self.wide else (x.to(torch.int64), self.codes.to(torch.int64))
         acc = conv_int(x, codes.to(x.device), self.zero, a["stride"], a["pad_begin"], a["pad_end"],
                        a["dilation"], a["groups"])
@@ -123,7 +141,7 @@ class ConvKernel(_WeightedKernel):
             begin = [0] * len(begin)
         conv = (F.conv1d, F.conv2d, F.conv3d)[len(begin) - 1]
         return self.in_parts(
-            x, 1, lambda v, w: conv(v, w, None, a["stride"], begin, a["dilation"], a["groups"])
+            x, 1, lambda v, w, bias: conv(v, w, bias, a["stride"], begin, a["dilation"], a["groups"])
         )
 
 
@@ -135,7 +153,8 @@ class LinearKernel(_WeightedKernel):
         """Codes (..., out) for codes (..., in)."""
         (x,) = xs
         if x.is_floating_point():
-            return self.finish(self.in_parts(self.centred(x), x.ndim - 1, F.linear), x.ndim - 1, x)
+            acc = self.in_parts(self.centred(x), x.ndim - 1, F.linear)
+            return self.finish(acc, x.ndim - 1, x, biased=self.parts == 1)
         codes = self.codes.to(x.device)
         if self.wide:
             return self.finish(matmul_int(x.to(torch.int64), codes.to(torch.int64), self.zero), x.ndim - 1, x)

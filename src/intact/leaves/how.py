@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from intact.errors import ArtifactError, PlanError
 from intact.types import Granularity, PerChannel, PerGroup, PerTensor, PerToken
 
-__all__ = ["Dynamic", "Float16", "LeafHow", "WeightOnly", "how_from_json", "how_to_json"]
+__all__ = ["Dynamic", "Float16", "LeafHow", "PerGroupAtMost", "WeightOnly", "how_from_json", "how_to_json"]
 
 _PER_CHANNEL = PerChannel(0)
 _PER_TOKEN = PerToken()
 _GROUPS = PerGroup(1, 64)
+_LEAST_GROUP = 16  # a scale of 16 bits for fewer weights of 4 bits costs too much
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,23 @@ class Dynamic:
 
     def __str__(self) -> str:
         return f"int8 weights {self.weight}, activations {self.activation}{', balanced' if self.balance else ''}"
+
+
+@dataclass(frozen=True)
+class PerGroupAtMost(PerGroup):
+    """Groups of ``size``, or of the largest smaller size that divides the rows of a layer; see :meth:`fitting`."""
+
+    def fitting(self, columns: Iterable[int]) -> PerGroup | PerChannel:
+        """What a layer gets whose weights have rows of so many columns: one scale a row if no group of 16 divides.
+
+        >>> groups = PerGroupAtMost(1, 64)
+        >>> print(groups.fitting([384]), groups.fitting([147]), groups.fitting([131]), sep=", ")
+        per group of 64 (axis 1), per group of 49 (axis 1), per channel (axis 0)
+        """
+        common = math.gcd(*columns)
+        sizes = (n for n in range(self.size, min(self.size, _LEAST_GROUP) - 1, -1) if common and common % n == 0)
+        size = next(sizes, None)
+        return PerChannel(0) if size is None else PerGroup(self.axis, size)
 
 
 @dataclass(frozen=True)

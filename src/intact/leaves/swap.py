@@ -14,11 +14,11 @@ from torch.nn.parameter import UninitializedParameter
 from intact.errors import PlanError
 from intact.leaves.base import Leaf, MakeWeight
 from intact.leaves.config import dynamic_how, how_of_dtype, weight_only_how
-from intact.leaves.how import Dynamic, LeafHow, WeightOnly
+from intact.leaves.how import Dynamic, LeafHow, PerGroupAtMost, WeightOnly
 from intact.leaves.registry import EMBEDDINGS, USUAL, leaf_class
 from intact.leaves.spec import choose
 from intact.leaves.weight import QWeight, encode
-from intact.types import PerChannel, PerGroup
+from intact.types import Granularity, PerChannel, PerGroup
 
 __all__ = ["quantize_dynamic", "quantize_weights", "swapped"]
 
@@ -85,8 +85,8 @@ def quantize_dynamic(
 
 
 def quantize_weights(
-    model: nn.Module, spec: Any = None, *, bits: Literal[4, 8] = 4, group: int | None = 64, symmetric: bool = False,
-    refine: bool = True, balance: bool = True,
+    model: nn.Module, spec: Any = None, *, bits: Literal[4, 8] = 4, group: int | Literal["auto"] | None = "auto",
+    symmetric: bool = False, refine: bool = True, balance: bool = True,
 ) -> nn.Module:
     """Store the weights of layers in 4 or 8 bits, without data; activations and products stay float.
 
@@ -97,7 +97,8 @@ def quantize_weights(
             ``balance``.
         bits: 4 (two codes a byte) or 8.
         group: numbers that share a scale, a divisor of the weight's columns such as 32, 64, 128; None: one scale
-            for each output channel.
+            for each output channel. ``"auto"``: 64, or the largest number from 16 on that divides the columns of the
+            layer, or else one scale for each output channel.
         symmetric: no zero points: a little smaller, a little less exact.
         refine: search range and zero point of every group for the least error (see
             :func:`intact.leaves.group_codes.group_codes`); else they reach the group's extremes.
@@ -116,11 +117,23 @@ def quantize_weights(
     QLinear(128, 16, bias=True, int4 weights per group of 32 (axis 1))
     """
     _check_model(model)
-    if group is not None and (type(group) is not int or group < 1):
-        raise PlanError("no such group", got=repr(group), allowed="a positive number, or None")
-    default = WeightOnly(bits, PerChannel(0) if group is None else PerGroup(1, group), symmetric, refine, balance)
+    if group not in (None, "auto") and (type(group) is not int or group < 1):
+        raise PlanError("no such group", got=repr(group), allowed='a positive number, "auto", or None')
+    weight: Granularity = PerGroupAtMost(1, 64)
+    if group != "auto":
+        weight = PerChannel(0) if group is None else PerGroup(1, group)
+    default = WeightOnly(bits, weight, symmetric, refine, balance)
     chosen = choose(model, spec, default, lambda c, where: weight_only_how(c, where, default), USUAL, _can)
-    return swapped(model, chosen, encode)
+    return swapped(model, {path: _fitting(model.get_submodule(path), how) for path, how in chosen.items()}, encode)
+
+
+def _fitting(module: nn.Module, how: LeafHow) -> LeafHow:
+    """With a group that divides all weights of a layer, if it is for us to choose."""
+    if not isinstance(how, WeightOnly) or not isinstance(how.weight, PerGroupAtMost):
+        return how
+    columns = [p[0].numel() for p in module.parameters()
+               if not isinstance(p, UninitializedParameter) and p.ndim > 1 and len(p)]
+    return replace(how, weight=how.weight.fitting(columns))
 
 
 def _can(module: nn.Module) -> bool:
