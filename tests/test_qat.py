@@ -280,3 +280,17 @@ def test_a_gathered_range_survives_a_checkpoint() -> None:
     for model in (qfloat, other):
         intact.enable_fake_quant(model)
     assert torch.equal(qfloat.eval()(X), other.eval()(X))
+
+
+def test_free_axes_of_a_trained_network() -> None:
+    net = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 2, 3))
+    qfloat = intact.quantize_qat(net, example_inputs=torch.randn(4, 2, 12), dynamic={2: "length"})
+    for length in (12, 30):
+        qfloat(torch.randn(4, 2, length)).square().mean().backward()
+    q = intact.quantize(qfloat)
+    assert q(torch.randn(1, 2, 17)).shape == (1, 2, 13)
+    fm = intact.capture(net, torch.randn(4, 2, 12))
+    for call in (lambda: intact.quantize_qat(fm, dynamic={2: "length"}),
+                 lambda: intact.quantize(fm, [torch.randn(4, 2, 12)], dynamic={2: "length"})):
+        with pytest.raises(intact.CaptureError, match="has its free axes"):
+            call()

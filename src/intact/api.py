@@ -96,6 +96,20 @@ def capture(
     return transform(_capture_module(model, example_inputs, dynamic), passes)
 
 
+def as_captured(model: Model, example_inputs: Any, dynamic: Dynamic | None) -> FloatModel:
+    """What :func:`capture` gave, or gives now.
+
+    Raises:
+        CaptureError: if the model cannot be captured, or ``dynamic`` is given with one that has its axes.
+    """
+    if not isinstance(model, FloatModel):
+        return capture(model, example_inputs, dynamic=dynamic)
+    if dynamic is not None:
+        raise CaptureError("a captured model has its free axes", got=f"dynamic={dynamic!r}",
+                           fix="give dynamic= to intact.capture")
+    return model
+
+
 def captured(
     model: Model, data: Iterable[Any], *, example_inputs: Any = None, dynamic: Dynamic | None = None,
     passes: Sequence[Pass] = DEFAULT_PASSES
@@ -121,7 +135,7 @@ def captured(
         raise CalibrationError("the data is not an iterable of batches", got=type(data).__name__,
                                fix="pass a list of batches, such as [x], or a DataLoader")
     if isinstance(model, FloatModel):
-        return model, data
+        return as_captured(model, None, dynamic), data
     if isinstance(model, nn.Module) and example_inputs is None:
         example_inputs, differing, spare, data = first_inputs(model, data)
         if dynamic is None and differing is not None:
@@ -211,8 +225,7 @@ def quantize(
             raise CalibrationError("there is no data", got="NoneType",
                                    fix="pass a list of batches, such as [x], or a DataLoader")
         else:
-            fm = model if isinstance(model, FloatModel) else capture(model, example_inputs, dynamic=dynamic)
-            fm = lowered(fm, target)
+            fm = lowered(as_captured(model, example_inputs, dynamic), target)
         qfloat = prepare(fm, plan(fm, target=target, recipe=recipe))
     if qfloat.calibrated and (data is None or qfloat is model):
         return convert(qfloat)

@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
-from intact.api import capture
+from intact.api import as_captured
 from intact.errors import PlanError, TrainingError
 from intact.graph import FloatModel
+from intact.graph.dynamic import Dynamic
 from intact.planning import FLOAT, Quant, Recipe, Rule, lowered, path, plan
 from intact.planning.recipe import Float, match_rules
 from intact.simulation import QFloatModel, prepare
@@ -134,6 +135,7 @@ def quantize_qat(
     target: TargetLike = "onnxruntime",
     mapping: Mapped | None = None,
     recipe: Recipe | None = None,
+    dynamic: Dynamic | None = None,
 ) -> QFloatModel:
     """Float to QFloat: a model in training mode, whose ranges start from calibration or from its first batch.
 
@@ -144,6 +146,7 @@ def quantize_qat(
         target: the runtime.
         mapping: module path (glob) to another config; ``None`` for float.
         recipe: rules that come before ``mapping``; its default is not used.
+        dynamic: axes besides the batch that stay free, as for :func:`intact.capture`.
 
     Returns:
         The QFloat model. With ``calibration_qconfig`` its batch norms are frozen, so that passes in training mode only
@@ -160,7 +163,7 @@ def quantize_qat(
     >>> intact.quantize(qfloat)(torch.randn(5, 3)).shape
     torch.Size([5, 2])
     """
-    fm = model if isinstance(model, FloatModel) else capture(model, example_inputs)
+    fm = as_captured(model, example_inputs, dynamic)
     return _prepared(lowered(fm, target), qconfig, target, mapping or {}, recipe or Recipe()).train()
 
 

@@ -310,6 +310,10 @@ def test_several_batches_to_compare_on(tmp_path: Path) -> None:
     assert several.outputs_compared == one.outputs_compared * (5 + 9 + 7) // 5 and several.codes_differ == 0
     with pytest.raises(ExportError, match="nothing to compare"):
         intact.export(q, tmp_path / "none.onnx", data=[], **given)
+    found = intact.export(q, tmp_path / "found.onnx", example_inputs=batches[0], data=batches)
+    assert found.outputs_compared == several.outputs_compared
+    with pytest.raises(IntactError, match="wrong shape"):
+        intact.export(q, tmp_path / "one.onnx", example_inputs=batches[0], data=batches[1], dynamic={})
 
 
 def test_packed_sequences_are_refused_by_name(tmp_path: Path) -> None:

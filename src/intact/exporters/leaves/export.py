@@ -19,6 +19,8 @@ from intact.exporters.onnx.build import build_float, output_names
 from intact.exporters.onnx.float import unsupported
 from intact.graph import FloatModel
 from intact.graph.capture import capture, evaluation_mode, normalise_example
+from intact.graph.dynamic import differing_axes
+from intact.graph.signature import check_inputs
 from intact.graph.tree import first_tensor, leaves, map_leaves
 from intact.leaves import has_leaves
 from intact.leaves.base import Leaf
@@ -49,7 +51,8 @@ def export_leaves(
             The batch size stays free.
         data: batches like it, to compare on: one, or a list of them (of several lengths, say); by default the same.
         external_data: weights in a file of their own; by default above 1.8 GB.
-        dynamic: axes besides the batch that stay free, as :func:`intact.capture` takes them.
+        dynamic: axes besides the batch that stay free, as :func:`intact.capture` takes them; by default those whose
+            sizes differ between ``example_inputs`` and ``data``.
 
     Returns:
         The certificate, which is also stored beside the model as ``<path>.certificate.json``.
@@ -69,11 +72,12 @@ def export_leaves(
     _check(model, example_inputs, data, str(target))
     check_path(target)
     _refuse_half(model)
+    given = data if isinstance(data, list) else [example_inputs if data is None else data]
     with as_operations():
-        captured = capture(model, example_inputs, dynamic=dynamic)
+        free = _free_axes(example_inputs, given) if dynamic is None else dynamic
+        captured = capture(model, example_inputs, dynamic=free)
     _refuse_unsupported(captured)
-    batches = [b for some in (data if isinstance(data, list) else [example_inputs if data is None else data])
-               for b in _batches(model, captured, some)]
+    batches = [b for some in given for b in _batches(model, captured, some)]
     proto = build_float(captured)
     with placed(target) as draft:
         write(proto, draft, is_large(proto) if external_data is None else external_data)
@@ -85,6 +89,12 @@ def export_leaves(
                               fix="nothing was written; report this model")
         (draft.parent / f"{target.name}.certificate.json").write_text(certificate.to_json() + "\n")
     return certificate
+
+
+def _free_axes(example: Any, data: list[Any]) -> Any:
+    """``dynamic`` for the axes whose sizes differ; None if there are none."""
+    first, *others = (args or kwargs for args, kwargs in map(normalise_example, [example, *data]))
+    return differing_axes(first, [first, *others])
 
 
 def _check(model: nn.Module, example_inputs: Any, data: Any, where: str) -> None:
@@ -133,7 +143,9 @@ def _batches(model: nn.Module, captured: FloatModel, data: Any) -> list[Batch]:
         if len(found) != len(names):
             raise ExportError("the captured model has other outputs than the module", got=f"{len(names)} tensors",
                               allowed=f"{len(found)} tensors")
-        batches.append(Batch(captured.signature.bind(some, named), dict(zip(names, found, strict=True))))
+        inputs = captured.signature.bind(some, named)
+        check_inputs(captured.graph, inputs)
+        batches.append(Batch(inputs, dict(zip(names, found, strict=True))))
     return batches
 
 
