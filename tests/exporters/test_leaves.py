@@ -194,7 +194,7 @@ def test_hard_operands(m: int, k: int, n: int, per: str, size: float, seed: int)
     x[0] = x[0, 0]
     x[1] = torch.randint(0, 9, (k,), generator=g) * size
     with as_operations():
-        session = open_session(build_float(capture(q, x)))
+        session = open_session(build_float(capture(q, x, coded=True)))
     assert torch.equal(run(session, x)[0], q(x))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -291,3 +292,13 @@ def test_groups_fit_each_layer_unless_one_is_named() -> None:
         "lstm": "per group of 16 (axis 1)", "own": "per group of 20 (axis 1)"}
     with pytest.raises(intact.PlanError, match="do not divide"):
         intact.quantize_weights(net, {"own": {"group": 64}})
+
+
+@pytest.mark.parametrize("make", [intact.quantize_dynamic, intact.quantize_weights])
+def test_no_layer_gets_codes_twice(make: Callable[..., nn.Module]) -> None:
+    q = make(nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)), {"0"})
+    for again in (lambda: intact.quantize(q, [torch.randn(4, 16)]), lambda: intact.capture(q, torch.randn(4, 16)),
+                  lambda: intact.quantize_qat(q, example_inputs=torch.randn(4, 16))):
+        with pytest.raises(intact.CaptureError, match="already quantized") as error:
+            again()
+        assert error.value.where == "0"

@@ -35,7 +35,8 @@ __all__ = ["capture", "capture_program", "evaluation_mode"]
 _KEPT = 32
 
 
-def capture(model: nn.Module, example_inputs: Any, dynamic: Dynamic | None = None) -> FloatModel:
+def capture(model: nn.Module, example_inputs: Any, dynamic: Dynamic | None = None, *, coded: bool = False
+            ) -> FloatModel:
     """Capture ``model`` in evaluation mode as one graph whose batch size stays free.
 
     The model is left as it was: its mode, its parameters, its hooks. A submodule that cannot be captured
@@ -48,6 +49,7 @@ def capture(model: nn.Module, example_inputs: Any, dynamic: Dynamic | None = Non
         dynamic: further axes that stay free, as ``dynamic_shapes`` of torch.export: ``{"input_ids": {1: "length"}}``.
             Axes of one name have one size; ``"8*height"`` is a multiple; True leaves the name to us. What was captured
             is held against the model at other sizes, the smallest included.
+        coded: whether layers may have weights in codes, as ``quantize_dynamic`` and ``quantize_weights`` give them.
 
     Returns:
         The float model: canonical operations, parameters under the user's names.
@@ -63,7 +65,7 @@ def capture(model: nn.Module, example_inputs: Any, dynamic: Dynamic | None = Non
     >>> capture(torch.nn.Conv1d(3, 2, 3), torch.zeros(4, 3, 9), {2: "length"}).graph.nodes[-1].shape
     ('batch', 2, 'length - 2')
     """
-    _refuse_quantized(model)
+    _refuse_quantized(model, coded)
     args, kwargs = normalise_example(example_inputs)
     axes = axes_of(model, args, kwargs, dynamic)
     args, kwargs = long_enough(_at_least_two((args, kwargs)), axes)
@@ -159,7 +161,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _refuse_quantized(model: nn.Module) -> None:
+def _refuse_quantized(model: nn.Module, coded: bool) -> None:
     if not isinstance(model, nn.Module):
         raise CaptureError("the model is not a torch.nn.Module", got=type(model).__name__,
                            fix="pass the float module itself")
@@ -168,6 +170,10 @@ def _refuse_quantized(model: nn.Module) -> None:
         if name.startswith(("torch.ao.", "torch.nn.quantized.", "torchao.", "intact.simulation.")):
             raise CaptureError("the model is already quantized", where=path or "model",
                                got=type(module).__name__, fix="pass the float model")
+        if not coded and name == "intact.leaves.weight.":
+            raise CaptureError("the model is already quantized", where=path.rpartition(".")[0] or "model",
+                               got="a weight of codes",
+                               fix="pass the float model; intact.export takes this one as it is")
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor) and tensor.is_quantized:
             raise CaptureError("the model is already quantized", where=name, got=tensor.dtype,

@@ -75,7 +75,7 @@ def export_leaves(
     given = data if isinstance(data, list) else [example_inputs if data is None else data]
     with as_operations():
         free = _free_axes(example_inputs, given) if dynamic is None else dynamic
-        captured = capture(model, example_inputs, dynamic=free)
+        captured = capture(model, example_inputs, free, coded=True)
     _refuse_unsupported(captured)
     batches = [b for some in given for b in _batches(model, captured, some)]
     proto = build_float(captured)
