@@ -23,6 +23,7 @@ from intact.engine import load as _load_integer
 from intact.engine import save as _save_integer
 from intact.errors import CalibrationError, CaptureError, ExportError, IntactError, PlanError
 from intact.exporters import Certificate, export_c, export_leaves, export_litert, export_onnx, float_onnx, latencies
+from intact.exporters.files import with_options
 from intact.graph import FloatModel
 from intact.graph.attention import attention_softmaxes
 from intact.graph.capture import capture as _capture_module
@@ -252,12 +253,12 @@ def export(q: QModel | nn.Module, path: str | Path, *, format: str | None = None
     Args:
         q: an integer model; or what :func:`quantize_dynamic` or :func:`quantize_weights` gave.
         path: the file to write; ``.onnx`` is ONNX with QuantizeLinear and DequantizeLinear, ``.c`` is C99 of integers
-            (of a model for a target such as ``fixed_point``), with a header and a test beside it.
-        format: instead of the suffix: ``"onnx"`` or ``"c"``.
-        **options: of the format; for ONNX those of :func:`intact.exporters.export_onnx`: ``data``, ``inputs`` and
-            ``outputs`` (``"float"`` or ``"codes"``), ``external_data``; for C those of
-            :func:`intact.exporters.export_c`: ``data``, ``compiler``; for a model with quantized layers those of
-            :func:`intact.exporters.export_leaves`: ``example_inputs`` (needed), ``data``, ``external_data``.
+            (target ``fixed_point`` and its like), with a header and a test beside it; ``.tflite`` is LiteRT.
+        format: instead of the suffix: ``"onnx"``, ``"c"`` or ``"tflite"``.
+        **options: those of :func:`intact.exporters.export_onnx`: ``data``, ``inputs`` and ``outputs`` (``"float"`` or
+            ``"codes"``), ``external_data``; of ``export_c``: ``data``, ``compiler``; of ``export_litert``: ``data``,
+            ``inputs``, ``outputs``, ``layout``, ``batch``; for a model with quantized layers of ``export_leaves``:
+            ``example_inputs`` (needed), ``data``, ``dynamic``, ``external_data``.
 
     Returns:
         The parity certificate, which is also stored beside the file.
@@ -274,13 +275,13 @@ def export(q: QModel | nn.Module, path: str | Path, *, format: str | None = None
     kind = format or Path(path).suffix.lstrip(".")
     if kind not in EXPORTERS:
         raise ExportError("unknown export format", where=str(path), got=kind or "no suffix",
-                          allowed=", ".join(EXPORTERS), fix="name the file *.onnx or *.c, or pass format=")
+                          allowed=", ".join(EXPORTERS), fix="name the file *.onnx, *.c or *.tflite, or pass format=")
     if isinstance(q, nn.Module) and not isinstance(q, QFloatModel):
         if kind not in LEAF_EXPORTERS:
             raise ExportError("models with quantized layers cannot be exported to this format", where=str(path),
                               got=kind, allowed=", ".join(LEAF_EXPORTERS), fix="quantize the whole model instead")
-        return LEAF_EXPORTERS[kind](q, path, **options)
-    return EXPORTERS[kind](q, path, **options)
+        return with_options(LEAF_EXPORTERS[kind], q, path, options)
+    return with_options(EXPORTERS[kind], q, path, options)
 
 
 def save(model: QModel | nn.Module, path: str | os.PathLike[str]) -> Path:
@@ -324,7 +325,7 @@ def load(
             file says, and its tensors replaced; it is not changed itself, and no data is needed.
 
     Returns:
-        A model that gives what the saved one gives, bit for bit.
+        A model that gives what the saved one gives, bit for bit; an eager one in evaluation mode.
 
     Raises:
         ArtifactError: for a file that is missing, damaged, malicious, of a newer format or of the other kind, or that

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -192,6 +193,24 @@ def test_export_of_c(folder: Path) -> None:
     assert result.code == 0 and "integer operations: 0 of" in result.out and "arena" in result.out
     assert Path("net.h").is_file() and Path("net_test.c").is_file()
     assert "always codes" in refused("export", "net.intact", "net.c", "--inputs", "codes")
+
+
+def test_export_says_what_it_writes(integer: Path) -> None:
+    message = refused("export", "net.intact", "net.bin")
+    assert all(suffix in message for suffix in (".onnx", ".tflite", ".c"))
+    assert "no such option" in refused("export", "net.intact", "net.onnx", "--layout", "channels_last")
+
+
+def test_export_to_litert_with_its_options(folder: Path) -> None:
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    assert run("quantize", "cli_models:net", "x.npy", "-o", "lite.intact", "--target", "litert").code == 0
+    assert run("export", "lite.intact", "lite.tflite", "--batch", "3", "--layout", "channels_last").code == 0
+    assert list(interpreter.Interpreter("lite.tflite").get_input_details()[0]["shape"]) == [3, 6]
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "intact", "--version"], capture_output=True, text=True, check=True)
+    assert intact.__version__ in done.stdout
 
 
 def test_export(integer: Path) -> None:
@@ -386,7 +405,7 @@ def test_artefacts_that_are_none(integer: Path) -> None:
     assert "ArtifactError" in refused("compare", "cli_models:net", "gone.intact", "x.npy")
     assert "another structure" in refused("compare", "cli_models:other", "net.intact", "x.npy")
     assert "allowed: input" in refused("compare", "cli_models:Two", "net.intact", "two.npz")
-    assert "allowed: .onnx" in refused("export", "net.intact", "net.txt")
+    assert "allowed: .c, .onnx, .tflite" in refused("export", "net.intact", "net.txt")
     assert "an output has no codes" in refused("export", "net.intact", "net.onnx", "--outputs", "codes")
 
 

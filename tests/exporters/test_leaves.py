@@ -294,12 +294,31 @@ class Packed(nn.Module):
         return nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0]
 
 
+def test_several_batches_to_compare_on(tmp_path: Path) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)
+
+    q, batches = intact.quantize_dynamic(Named().eval()), [{"x": torch.randn(2, n, 4)} for n in (5, 9, 7)]
+    given: dict[str, Any] = {"example_inputs": batches[0], "dynamic": {"x": {1: "length"}}}
+    one = intact.export(q, tmp_path / "one.onnx", **given)
+    several = intact.export(q, tmp_path / "several.onnx", data=batches, **given)
+    assert several.outputs_compared == one.outputs_compared * (5 + 9 + 7) // 5 and several.codes_differ == 0
+    with pytest.raises(ExportError, match="nothing to compare"):
+        intact.export(q, tmp_path / "none.onnx", data=[], **given)
+
+
 def test_packed_sequences_are_refused_by_name(tmp_path: Path) -> None:
     q = intact.quantize_dynamic(Packed()).eval()
     given = torch.randint(10, (3, 6)), torch.tensor([6, 2, 4])
     assert q(*given).shape == (3, 6, 8)
-    with pytest.raises(IntactError, match="lstm"):
+    with pytest.raises(IntactError, match="packed sequences") as error:
         intact.export(q, tmp_path / "net.onnx", example_inputs=given)
+    assert error.value.where == "lstm" and "no pack_padded_sequence" in str(error.value.fix)
     assert not list(tmp_path.iterdir())
 
 

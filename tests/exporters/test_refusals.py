@@ -74,6 +74,20 @@ def test_a_model_that_can_be_exported_has_no_such_note() -> None:
     assert "export will refuse" not in str(intact.plan(intact.capture(net, X)))
 
 
+def test_options_that_an_export_does_not_have(tmp_path: Path) -> None:
+    net = nn.Linear(4, 2)
+    models = {"net.onnx": intact.quantize(net, [torch.randn(8, 4)], progress=False),
+              "net.c": intact.quantize(net, [torch.randn(8, 4)], target="fixed_point", progress=False),
+              "leaves.onnx": intact.quantize_dynamic(net)}
+    for name, q in models.items():
+        with pytest.raises(ExportError, match="no such option") as error:
+            intact.export(q, tmp_path / name, layout="torch")
+        assert error.value.got == "layout" and "data" in str(error.value.allowed)
+    with pytest.raises(ExportError, match=r"\*\.tflite"):
+        intact.export(models["net.onnx"], tmp_path / "net.bin")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_folder_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     q = intact.quantize(nn.Linear(8, 4), [torch.randn(8, 8)], progress=False)
     monkeypatch.setattr(qdq, "build", None)

@@ -53,6 +53,20 @@ class Sorts(nn.Module):
         return self.head(self.first(x).sort(1).values)
 
 
+def test_a_boolean_mask_without_integer_form_comes_with_the_way_out():
+    class Pool(nn.Module):
+        def forward(self, x, keep):
+            return x.masked_fill(~keep, 0.0).mean(1) if keep.dtype == torch.bool else (x * keep).mean(1)
+
+    x, keep = torch.randn(8, 6, 4), torch.rand(8, 6, 1) > 0.3
+    for target in ("fixed_point", "litert"):
+        with pytest.raises(PlanError) as error:
+            intact.quantize(Pool(), [(x, keep)], target=target, progress=False)
+        assert "input of numbers instead: multiply by 0 and 1" in str(error.value.fix)
+        q = intact.quantize(Pool(), [(x, keep.float())], target=target, progress=False)  # which is one
+        assert (q(x, keep.float()) - Pool()(x, keep)).abs().max() < 0.1
+
+
 def test_an_operation_without_integer_kernel_is_named_before_data_is_read():
     def data():
         raise AssertionError("data was read")

@@ -9,14 +9,14 @@ import secrets
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from intact import __version__
-from intact.api import capture, compare, export, load, quantize, save
+from intact.api import EXPORTERS, capture, compare, export, load, quantize, save
 from intact.api import plan as make_plan
 from intact.cli.demo import coverage, run_demo
 from intact.cli.sources import inputs_of, open_data, open_example, open_model, python_object
@@ -48,6 +48,7 @@ ActivationBits = Annotated[int | None, typer.Option(help="Bits of activations (8
 ObserverName = Annotated[str | None, typer.Option("--activation-observer", "--observer", help="Of activations (mse).")]
 OutputCodes = Annotated[bool, typer.Option("--quantized-outputs", help="Give the outputs codes of their own.")]
 IO = Literal["float", "codes"]
+Layout = Literal["torch", "channels_last"]
 
 
 # -- commands -----------------------------------------------------------------------------------
@@ -176,11 +177,18 @@ def _export(
     output: Annotated[Path, typer.Argument(metavar="NET.onnx|NET.tflite|NET.c", help="The file to write.")],
     inputs: Annotated[IO | None, typer.Option(help="Of the ONNX or LiteRT model (float).")] = None,
     outputs: Annotated[IO | None, typer.Option(help="Of the ONNX or LiteRT model (float).")] = None,
+    layout: Annotated[Layout | None, typer.Option(help="Axes of the LiteRT model (torch).")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples that the LiteRT model takes (1).")] = None,
 ) -> None:
     """Write an integer model as ONNX or for LiteRT, once the runtime gave its codes; or as C, once a program did."""
-    _check_output(output, output.suffix if output.suffix in (".c", ".tflite") else ".onnx")
-    options = {k: v for k, v in (("inputs", inputs), ("outputs", outputs)) if v is not None}
-    if options and output.suffix == ".c":
+    if output.suffix.lstrip(".") not in EXPORTERS:
+        raise ExportError("the output file has another suffix", where=str(output), got=output.suffix or "none",
+                          allowed=", ".join(f".{kind}" for kind in EXPORTERS),
+                          fix="the suffix says what is written: choose one of these")
+    _check_output(output, output.suffix)
+    said = (("inputs", inputs), ("outputs", outputs), ("layout", layout), ("batch", batch))
+    options: dict[str, Any] = {k: v for k, v in said if v is not None}
+    if options.keys() & {"inputs", "outputs"} and output.suffix == ".c":
         raise ExportError("inputs and outputs in C are always codes", where=f"--{next(iter(options))}",
                           fix="leave the option out")
     certificate = export(load(file), output, **options)

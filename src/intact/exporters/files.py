@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from intact.errors import ExportError
+from intact.exporters.certificate import Certificate
 
-__all__ = ["check_path", "is_large", "placed", "write"]
+__all__ = ["check_path", "is_large", "placed", "with_options", "write"]
 
 _EXTERNAL_ABOVE = 1_800_000_000  # protobuf refuses 2 GiB
 
@@ -36,6 +39,20 @@ def check_path(path: Path) -> None:
                           fix="create the folder, or choose another")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ExportError("the output folder cannot be written to", where=str(path), fix="choose another")
+
+
+def with_options(export: Callable[..., Certificate], model: Any, path: str | Path, options: Mapping[str, Any]
+                 ) -> Certificate:
+    """What an exporter gives, once its options are known to be its own.
+
+    Raises:
+        ExportError: naming an option that it does not have, and those that it has.
+    """
+    allowed = [n for n, p in inspect.signature(export).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    if unknown := sorted(options.keys() - set(allowed)):
+        raise ExportError("this export has no such option", where=str(path), got=", ".join(unknown),
+                          allowed=", ".join(allowed), fix="leave it out, or correct its name")
+    return export(model, path, **options)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from intact.errors import CaptureError
 from intact.graph.converter import Converter, Value, handler
@@ -27,6 +28,7 @@ CAPTURE_FAILURES = (
 
 #: samples to watch all submodules with, whose inputs are kept
 _FEW = 5
+_OWN = "the model's own forward cannot be captured"
 
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
@@ -121,6 +123,16 @@ def capture_around(model: nn.Module, args: Args, kwargs: Kwargs, attempt: Attemp
     first = first_tensor((args, kwargs))
     size = 0 if first is None else int(first.shape[0])
     few, few_kwargs = _resized((args, kwargs), size, min(size, _FEW))
+    try:
+        return _around(model, args, kwargs, attempt, failure, few, few_kwargs, axes)
+    except CaptureError as error:
+        if error.what != _OWN:
+            raise
+        raise _packed(model, few, few_kwargs) or error from None
+
+
+def _around(model: nn.Module, args: Args, kwargs: Kwargs, attempt: Attempt, failure: BaseException, few: Args,
+            few_kwargs: Kwargs, axes: Any) -> Any:
     watched = _Watched(model, few, few_kwargs, axes)
     refused: dict[nn.Module, str] = {}
     while True:
@@ -151,8 +163,26 @@ def _newly_refused(model: nn.Module, args: Args, kwargs: Kwargs, attempt: Attemp
 
 
 def _own_forward(model: nn.Module, failure: BaseException, inner: str = "") -> CaptureError:
-    return CaptureError("the model's own forward cannot be captured", where=type(model).__name__,
+    return CaptureError(_OWN, where=type(model).__name__,
                         got=inner or _reason(failure), fix="move the part that torch.export refuses into a submodule")
+
+
+def _packed(model: nn.Module, args: Args, kwargs: Kwargs) -> CaptureError | None:
+    """What to do about a packed sequence, whose sizes are values of the lengths, if a module is called with one."""
+    found: list[str] = []
+    hooks = [m.register_forward_pre_hook(lambda _, given, name=name: found.append(name) if any(
+        isinstance(x, PackedSequence) for x in given) else None) for name, m in model.named_modules()]
+    try:
+        model(*args, **kwargs)
+    except CAPTURE_FAILURES:
+        return None
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return CaptureError("packed sequences cannot be captured: their sizes are values of the lengths", where=found[0],
+                        fix="give the module padded sequences (no pack_padded_sequence), and take the steps at the "
+                            "ends by index; a bidirectional one sees padding, so run it sequence by sequence"
+                        ) if found else None
 
 
 def _reason(failure: BaseException) -> str:

@@ -88,6 +88,10 @@ def load_leaves(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn
         path: the file.
         model: the float model, or what makes it; its weights do not matter, its structure does. It is not changed.
 
+    Returns:
+        The model in evaluation mode: a float model that was just made is in training mode, and its dropout would let
+        the loaded model give other results than the saved one.
+
     Raises:
         ArtifactError: for a file that is missing, damaged or malicious, or a model that it does not fit.
     """
@@ -102,7 +106,7 @@ def load_leaves(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn
         _fill(loaded, tensors)
         with _located(path, _DAMAGED):
             _check_weights(loaded)
-    return loaded
+    return loaded.eval()
 
 
 @contextmanager

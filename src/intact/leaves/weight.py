@@ -221,7 +221,8 @@ def _groups(shape: tuple[int, ...], how: LeafHow, where: str) -> int | None:
         fits = [n for n in (16, 32, 64, 128, 256) if columns % n == 0]
         raise PlanError("groups do not divide the rows of a weight", where=where, got=f"groups of {size} in {columns}",
                         allowed=f"a divisor of {columns}, such as {', '.join(map(str, fits)) or columns}",
-                        fix="choose another group size, or leave the layer out")
+                        fix="choose another group size, None for one scale a channel, or leave the layer out "
+                            "(spec of quantize_weights)")
     return columns // size
 
 

@@ -29,6 +29,8 @@ __all__ = ["plan"]
 _TABLE = "rows of codes"
 _OPERAND = "its operand '{}' is float"
 _SPLIT = "; layer norms can be split: capture with passes=(*DEFAULT_PASSES, SplitLayerNorm())"
+_NUMBERS = ("; a boolean mask can be an input of numbers instead: multiply by 0 and 1 (masked_fill with 0), "
+            "add 0 and -30 to scores")
 _STRUCTURE = frozenset({"input", "constant"})
 
 
@@ -233,8 +235,14 @@ def _refuse_floats(graph: Graph, reasons: Mapping[str, str], target: Target) -> 
         raise PlanError(f"target '{target.name}' has no floats, and {len(found)} operation(s) would need them",
                         where="; ".join(found[:5]) + ("; ..." if len(found) > 5 else ""),
                         allowed=", ".join(sorted(target.rules)),
-                        fix="replace them, cut them off the model, or choose target='onnxruntime'" + _SPLIT * any(
-                            n.op == "layer_norm" and n.name in reasons for n in graph))
+                        fix="replace them, cut them off the model, or choose target='onnxruntime'"
+                            + _SPLIT * any(n.op == "layer_norm" and n.name in reasons for n in graph)
+                            + _NUMBERS * any(n.name in reasons and _is_boolean(n, graph) for n in graph))
+
+
+def _is_boolean(node: Node, graph: Graph) -> bool:
+    """Whether it makes or reads a mask."""
+    return "bool" in node.dtype or any("bool" in graph[i].dtype for i in node.inputs)
 
 
 def _said(node: Node, graph: Graph, wish: Recipe) -> str:

@@ -97,7 +97,8 @@ def _run(command: Sequence[str], folder: Path) -> str:
         done = subprocess.run(list(command), cwd=folder, capture_output=True, text=True, errors="replace",
                               timeout=_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ExportError("a program could not be run", where=command[0], got=str(error)[:300]) from error
+        raise ExportError("a program could not be run", where=command[0], got=str(error)[:300],
+                          fix="name a compiler of this machine, whose programs run here (compiler=)") from error
     if done.returncode:
         said = (done.stderr or done.stdout).strip()
         raise ExportError("a program failed", where=" ".join(command)[:200],

@@ -47,7 +47,7 @@ def export_leaves(
         path: the file to write.
         example_inputs: a batch to capture with: a tensor, a tuple of positional inputs, or a dict of keyword inputs.
             The batch size stays free.
-        data: likewise, to compare on; by default the same.
+        data: batches like it, to compare on: one, or a list of them (of several lengths, say); by default the same.
         external_data: weights in a file of their own; by default above 1.8 GB.
         dynamic: axes besides the batch that stay free, as :func:`intact.capture` takes them.
 
@@ -66,13 +66,14 @@ def export_leaves(
     0
     """
     target = Path(path)
-    _check(model, example_inputs, str(target))
+    _check(model, example_inputs, data, str(target))
     check_path(target)
     _refuse_half(model)
     with as_operations():
         captured = capture(model, example_inputs, dynamic=dynamic)
     _refuse_unsupported(captured)
-    batches = _batches(model, captured, example_inputs if data is None else data)
+    batches = [b for some in (data if isinstance(data, list) else [example_inputs if data is None else data])
+               for b in _batches(model, captured, some)]
     proto = build_float(captured)
     with placed(target) as draft:
         write(proto, draft, is_large(proto) if external_data is None else external_data)
@@ -86,13 +87,16 @@ def export_leaves(
     return certificate
 
 
-def _check(model: nn.Module, example_inputs: Any, where: str) -> None:
+def _check(model: nn.Module, example_inputs: Any, data: Any, where: str) -> None:
     if not has_leaves(model):
         raise ExportError("nothing in the model is quantized", where=where, got=type(model).__name__,
                           fix="call intact.quantize, intact.quantize_dynamic or intact.quantize_weights first")
     if example_inputs is None:
         raise ExportError("an eager model is captured with inputs, and there are none", where=where,
                           fix="pass example_inputs=: a batch of what the model is called with")
+    if isinstance(data, list) and not data:
+        raise ExportError("there is nothing to compare on", where=where, got="data=[]",
+                          fix="pass a batch or more, or leave data= out")
 
 
 def _refuse_half(model: nn.Module) -> None:
