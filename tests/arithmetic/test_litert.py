@@ -43,7 +43,7 @@ from intact.reference.litert.quant import Kernels, Quant
 from intact.reference.litert.softmax import softmax, softmax_int16
 from intact.reference.litert.tables import hard_swish, logistic_int16, tanh_int16
 from intact.targets import get_target
-from intact.types import INT8, INT16, QParams
+from intact.types import INT8, INT16, QParams, QType
 
 SETS: dict[Kernels, tuple[BinaryRule, MeanRule, ResizeRule, Requantize]] = {
     "reference": (BinaryRule.TFLITE, MeanRule.TFLITE, ResizeRule.TFLITE, Requantize.FIXED_POINT_TWICE),
@@ -211,6 +211,18 @@ def test_functions_of_16_bits(x, y, value):
         want = form(EVERY_WIDE, np.array(code), nx, Quant(float(q.scale), 0, 16), ny)
         assert np.array_equal(function_codes(op, {"value": value}, qx, qy).numpy(), want)
     assert function_codes("mul_scalar", {"value": 0.0}, qx, qy) is function_codes("gelu", {}, qx, qy) is None
+
+
+@pytest.mark.parametrize("x, y", [
+    (wide(2.0**-12)[1], wide(2.0**-14)[1]),  # LOGISTIC and TANH give 1/32768
+    (QParams.per_tensor(2.0**-5, 0, INT8), wide(2.0**-15)[1]),
+    (QParams.per_tensor(2.0**-5, 9, INT16), wide(2.0**-15)[1]),
+    (QParams.per_tensor(2.0**-9, 0, QType(12, True)), QParams.per_tensor(2.0**-15, 0, QType(12, True))),
+])
+@pytest.mark.parametrize("op", ["sigmoid", "tanh", "hardswish"])
+def test_no_kernel_for_other_encodings(op, x, y):
+    """A target from a file may ask for them: it gets the nearest codes."""
+    assert function_codes(op, {}, x, y) is None
 
 
 @given(ENCODINGS, ENCODINGS)

@@ -163,6 +163,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "prelu": lambda: nn.PReLU(4), "bilinear": _Bilinear, "embedding": _Embedding,
     "rms norm": lambda: nn.RMSNorm((4, 6, 6)),
     "local response norm": lambda: nn.LocalResponseNorm(3), "lp pool": lambda: nn.LPPool2d(2, 2),
+    "bilinear to a size that float32 factors miss": lambda: nn.Upsample((5, 8), mode="bilinear"),
     "bicubic": lambda: nn.Upsample(scale_factor=2, mode="bicubic"), "glu": lambda: nn.GLU(1),
     "softmax2d": nn.Softmax2d,
     "average pool that sticks out": lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True),

@@ -381,3 +381,35 @@ def test_names_that_clash() -> None:
     xs = (torch.randn(8, 2, 3), torch.randn(8, 6))
     q = intact.quantize(Clash(), [xs], target="litert", progress=False)
     assert certified(q, xs).clean
+
+
+class Ends(nn.Module):
+    """What leaves is an input, a constant, and a mean over more axes than a delegate takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.value = nn.Conv2d(4, 4, 1), nn.Parameter(torch.randn(1, 4))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        b, _, h, w = x.shape
+        tiles = self.layer(x).view(b, 2, 2, h // 2, 2, w // 2, 2).permute(0, 6, 4, 1, 2, 3, 5)
+        return [x, self.value, x.flatten(1), tiles.mean((1, 4)), tiles.mean(1, keepdim=True)]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_inputs_and_constants_leave_as_codes_and_means_have_many_axes(target: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Ends(), torch.randn(8, 4, 6, 6)
+    q = intact.quantize(net, [x], target=target, progress=False)
+    assert not torch.equal(q(x)[0], x) and float((q(x)[0] - x).abs().max()) < 0.05
+    for options in ({}, {"inputs": "codes", "outputs": "codes"}, {"layout": "channels_last"}):
+        assert intact.export(q, tmp_path / "net.tflite", data=x[:2], **options).clean, options
+
+
+def test_softmax_of_few_bits_runs_in_the_kernel_of_eight() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(6, 5), nn.Softmax(-1), nn.Linear(5, 3)), torch.randn(8, 6)
+    for target in NARROW:
+        recipe = intact.Recipe(default=intact.Quant(activation_bits=5))
+        q = intact.quantize(net, [x], target=target, recipe=recipe, progress=False)
+        assert certified(q, (x,)).clean

@@ -84,7 +84,7 @@ def respecified(qfloat: intact.QFloatModel, kind: str, seed: int = 0) -> intact.
     """
     g = torch.Generator().manual_seed(seed)
     fresh: dict[tuple[float, int, str], QParams] = {}
-    symmetric = qfloat.plan.target.symmetric_activations and qfloat.plan.target.signed_activations
+    target = qfloat.plan.target
 
     def other(q: QParams) -> QParams:
         key = (float(q.scale), int(q.zero_point), str(q.qtype))
@@ -96,7 +96,9 @@ def respecified(qfloat: intact.QFloatModel, kind: str, seed: int = 0) -> intact.
                 scale, zero = 2.0 ** round(math.log2(key[0])), anywhere | 1
             else:
                 scale, zero = key[0] * 2 ** (2 * v - 1), (low, high, anywhere, anywhere | 1)[int(v * 4)]
-            fresh[key] = QParams.per_tensor(scale, 0 if symmetric else min(zero, high), q.qtype)
+            symmetric = target.symmetric_activations or q.qtype.bits >= target.symmetric_from
+            zero = 0 if symmetric and q.qtype.signed else min(zero, high)
+            fresh[key] = QParams.per_tensor(scale, zero, q.qtype)
         return fresh[key]
 
     kept = {k for k, spec in qfloat.plan.edges.items() if isinstance(spec, Fixed)}

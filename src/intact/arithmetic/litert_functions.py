@@ -39,8 +39,9 @@ def _as_quant(q: QParams, bits: int) -> Quant:
 def function_codes(op: str, attrs: Mapping[str, Any], operand: QParams, out: QParams) -> Tensor | None:
     """Output code of every code of the operand, ascending, as integer-valued float32; None without such a kernel.
 
-    HARD_SWISH of 8 bits; of 16 bits LOGISTIC, TANH, RELU and clamps (requantized, then bounded by the caller), and MUL
-    and ADD of a number, as :func:`scalar_code` has it.
+    HARD_SWISH where both have at most 8 bits; where both have 16 and zero point 0, RELU and clamps (requantized, then
+    bounded by the caller), MUL and ADD of a number, as :func:`scalar_code` has it, and LOGISTIC and TANH, which give
+    1/32768 and nothing else.
 
     >>> from intact.types import INT8, INT16
     >>> x, y = QParams.per_tensor(2.0**-12, 0, INT16), QParams.per_tensor(2.0**-15, 0, INT16)
@@ -48,11 +49,16 @@ def function_codes(op: str, attrs: Mapping[str, Any], operand: QParams, out: QPa
     [11.0, 16384.0, 23956.0]
     """
     codes = np.arange(operand.qtype.qmin, operand.qtype.qmax + 1)
-    if out.qtype.bits <= 8:
+    widths, zeros = {operand.qtype.bits, out.qtype.bits}, {int(operand.zero_point), int(out.zero_point)}
+    if max(widths) <= 8:
         if op != "hardswish" or not hard_swish_fits(operand, out):
             return None
         found = hard_swish(codes, _as_quant(operand, 8), _as_quant(out, 8))
+    elif widths != {16} or zeros != {0}:
+        return None
     elif op in ("sigmoid", "tanh"):
+        if float(out.scale) != 2.0**-15:
+            return None
         found = (logistic_int16 if op == "sigmoid" else tanh_int16)(codes, _as_quant(operand, 16))
     elif op in ("relu", "clamp"):
         found = requantize(codes, _as_quant(operand, 16), _as_quant(out, 16))

@@ -64,7 +64,8 @@ class QModel:
                 return run_node(holder, node, xs, sizes)
 
             self._cache["program"] = Program(self.graph, self.signature, kernels, self.qparams,
-                                             self.target.arithmetic, step, self.tables)
+                                             self.target.arithmetic, step, self.tables,
+                                             not self.target.float_operations)
         return self._cache["program"]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

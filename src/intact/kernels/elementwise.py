@@ -21,6 +21,7 @@ from intact.arithmetic import (
     quantize,
     sub_codes,
 )
+from intact.arithmetic.limits import largest_ratio
 from intact.arithmetic.litert_functions import function_codes
 from intact.errors import PlanError
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
@@ -153,10 +154,9 @@ class BinaryKernel(Kernel):
         """
         (qa, qb), sy, b = self.binding.inputs, self.binding.output.scale, self.binding
         rule = b.arithmetic.mul if b.op == "mul" else b.arithmetic.add
-        sum_limit = 2**19 if b.output.qtype.bits <= 8 else 2**14
-        limit = {BinaryRule.XNNPACK: 256, BinaryRule.TFLITE: math.inf if b.op == "mul" else sum_limit}.get(rule)
-        if limit is None:
+        if rule is not BinaryRule.XNNPACK and (rule is not BinaryRule.TFLITE or b.op == "mul"):
             return
+        limit = int(largest_ratio(b.op, b.arithmetic, b.output.qtype.bits))
         ratio = float(max([(qa.scale * qb.scale) / sy] if b.op == "mul" else [qa.scale / sy, qb.scale / sy]))
         if ratio >= limit:
             name = "XNNPACK" if rule is BinaryRule.XNNPACK else "TFLite"

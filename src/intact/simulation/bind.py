@@ -11,11 +11,13 @@ from torch import Tensor
 
 from intact.arithmetic import Arithmetic, accumulator_bounds, quantize_kernel_weight, quantize_weight
 from intact.arithmetic.layer_norm import normalized_limit
-from intact.errors import CalibrationError
+from intact.arithmetic.limits import smallest_multiplier
+from intact.errors import CalibrationError, IntactError
 from intact.graph import Graph, Node
 from intact.kernels import KERNELS, Binding, Kernel, operand_scale
 from intact.observers import next_power_of_two
 from intact.planning import Plan
+from intact.simulation.steps import with_coarse_steps
 from intact.types import INT32, Accumulator, PerChannel, PerTensor, QParams, QTensor
 
 __all__ = ["Bound", "bind"]
@@ -65,6 +67,7 @@ def bind(
     notes: list[tuple[str, str]] = []
     if weights is None:
         weights = _quantized_weights(plan, params, known, notes, trained or {}, nearest)
+    known = with_coarse_steps(plan, known, weights, notes)
     kernels: dict[str, Kernel] = {}
     for node in graph:
         if not plan.decisions[node.name].integer:
@@ -81,9 +84,20 @@ def bind(
         bias = _bias_codes(node, params, inputs[0], weight, notes, plan.target.arithmetic, shift)
         binding = Binding(node.op, node.attrs, inputs, known[node.name], plan.target.arithmetic, weight, bias,
                           where=node.path or node.name)
-        kernels[node.name] = KERNELS[node.op](binding)
+        kernels[node.name] = _kernel(binding)
     tables = {n.name: weights[n.params["weight"]] for n in graph if plan.is_table(n)}
     return Bound(kernels, known, weights, tables, tuple(notes))
+
+
+def _kernel(binding: Binding) -> Kernel:
+    """The kernel of a node; what it refuses is refused by the node's name."""
+    try:
+        return KERNELS[binding.op](binding)
+    except IntactError as error:
+        if error.where:
+            raise
+        raise type(error)(error.what, where=f"{binding.where} ({binding.op})", got=error.got, allowed=error.allowed,
+                          fix=error.fix) from None
 
 
 def _zero_constants(
@@ -143,6 +157,7 @@ def _scale_floor(
         sx = operand_scale(node.op, node.attrs, qparams[node.inputs[0]]).to(torch.float64)
         sy = qparams[node.name].scale.to(torch.float64) if node.name in qparams else torch.tensor(1.0)
         need = torch.full(found.scale.shape, _SMALLEST, dtype=torch.float64) * torch.clamp(sy, min=1.0) / sx
+        need = need.clamp(min=float(smallest_multiplier(arithmetic) * sy / sx))
         if "bias" in node.params:
             bias = params[node.params["bias"]].detach().to(torch.float64).abs()
             bias = bias if found.scale.ndim else bias.max()

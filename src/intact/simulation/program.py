@@ -39,6 +39,7 @@ class Program:
         arithmetic: the target's number rules.
         float_step: runs a node in float.
         rows_of: tables of codes that float nodes look up rows in, by node.
+        coded_outputs: what leaves is codes, also where it came in as numbers: the target has no floats.
     """
 
     graph: Graph
@@ -48,6 +49,7 @@ class Program:
     arithmetic: Arithmetic
     float_step: FloatStep
     rows_of: Mapping[str, QTensor] = field(default_factory=dict)
+    coded_outputs: bool = False
 
     def in_float(self, node: Node, values: list[Tensor], sizes: Sizes) -> Tensor:
         """A node that stays in float."""
@@ -107,9 +109,8 @@ class Program:
                     state.codes_of(node.name)
                 for name in dying.get(node.name, ()):
                     state.free(name)
-            if self.arithmetic.integer_only:  # what leaves is codes, also where it came in as numbers
-                return {name: state.leaving(name) for name in self.graph.outputs}
-            return {name: state.float_of(name) for name in self.graph.outputs}
+            leaving = state.leaving if self.coded_outputs else state.float_of
+            return {name: leaving(name) for name in self.graph.outputs}
 
 
 @contextmanager

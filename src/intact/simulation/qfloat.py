@@ -275,7 +275,8 @@ class QFloatModel(Switched):
                 return run_node(model, node, xs, sizes)
 
             self._program = Program(model.graph, model.signature, bound.kernels, bound.qparams,
-                                    self.plan.target.arithmetic, step, bound.tables)
+                                    self.plan.target.arithmetic, step, bound.tables,
+                                    not self.plan.target.float_operations)
         return self._program
 
     # -- running ----------------------------------------------------------------------------

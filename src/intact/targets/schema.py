@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from intact.arithmetic import Arithmetic
+from intact.arithmetic import Arithmetic, SoftmaxRule
 from intact.arithmetic.softmax import softmax_output
 from intact.graph import Graph, Node
-from intact.types import QParams, QType
+from intact.types import INT8, INT16, QParams, QType
 
 __all__ = ["EXACT_FLOAT", "OpRule", "Output", "Target"]
 
@@ -97,11 +97,14 @@ class Target:
     def prescribed(self, op: str, bits: int) -> QParams | None:
         """The encoding that the output of an operation must have with so many bits, if any.
 
-        What the runtime prescribes; else, for a softmax in integers, that of :func:`softmax_output`.
+        What the runtime prescribes; else, for a softmax in integers, that of :func:`softmax_output`; LiteRT's kernels
+        have one for codes of 8 bits, in which narrower operands run too, and one for 16.
         """
         if op not in self.rules or bits in self.rules[op].fixed or op != "softmax":
             return self.rules[op].fixed.get(bits) if op in self.rules else None
         if bits not in self.activation_bits:
             return None
+        if self.arithmetic.softmax is not SoftmaxRule.TABLES:
+            return QParams.per_tensor(2.0**-8, -128, INT8) if bits <= 8 else QParams.per_tensor(2.0**-15, 0, INT16)
         symmetric = self.symmetric_activations or bits >= self.symmetric_from
         return softmax_output(bits, self.activation_type(bits).signed, symmetric)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from intact.arithmetic import dequantize
 from intact.engine import QModel
 from intact.errors import ExportError
 from intact.exporters.builder import place
 from intact.exporters.certificate import Certificate, example_inputs, named_inputs
 from intact.exporters.files import check_path
 from intact.exporters.litert.build import Builder, Dialect, Perm, channels_last
-from intact.exporters.litert.file import litert_bytes, schema
+from intact.exporters.litert.file import LiteRTTensor, litert_bytes, schema
 from intact.exporters.litert.ops import EMITTERS
 from intact.exporters.litert.run import LiteRTKernels, LiteRTModel
 from intact.exporters.onnx.build import IO, output_names
@@ -32,6 +35,7 @@ from intact.types.dims import BATCH, Sizes
 __all__ = ["LiteRTFile", "build_litert", "compare_litert", "export_litert"]
 
 Layout = Literal["torch", "channels_last"]
+_MOST_AXES = 4
 _DIALECTS = {
     LITERT.name: (LITERT, Dialect(LiteRTKernels.DELEGATED, "delegated", linear_as_conv=False)),
     LITERT_REFERENCE.name: (LITERT_REFERENCE, Dialect(LiteRTKernels.REFERENCE, "reference", linear_as_conv=True)),
@@ -194,7 +198,9 @@ def _input(b: Builder, name: str, io: IO, layout: Layout) -> Perm:
     else:
         b.add(name, "float32", sizes)
         codes = b.add(b.unique(f"{name}:codes"), b.dialect.dtype, sizes, q)
-        b.op("QUANTIZE", [name], codes)
+        few = _delegated(sizes)
+        result = codes if few == tuple(sizes) else b.like(codes, f"{name}:flat", few)
+        b.finish(b.op("QUANTIZE", [b.reshape(name, few)], result), codes)
         low, high = q.qtype.qmin, q.qtype.qmax
         if (low, high) != b.dialect.codes:
             codes = b.clamp_codes(codes, b.like(codes, f"{name}:clamped", sizes), low, high, q)
@@ -213,13 +219,26 @@ def _output(b: Builder, name: str, edge: str, io: IO, layout: Layout) -> Perm:
     perm = _outside(len(b.shape(edge)), layout)
     source = b.get(edge, perm)
     t = b.tensors[source]
+    if b.graph[edge].op == "constant":  # the interpreter runs nothing that depends on no input
+        values = dequantize(torch.from_numpy(np.asarray(t.data)), b.qparams[edge]).numpy()
+        number = LiteRTTensor(name, "float32", t.shape, data=values)
+        b.tensors[name] = replace(t, name=name) if io == "codes" else number
+        return perm
     if t.dtype == "float32" or io == "codes":
         out = b.add(name, t.dtype, t.shape, b.qparams.get(edge))
         b.op("RESHAPE", [source, b.const(":shape", np.array(t.shape, np.int32))], out,
              newShape=np.array(t.shape, np.int32))
     else:
-        b.op("DEQUANTIZE", [source], b.add(name, "float32", t.shape))
+        b.add(name, "float32", t.shape)
+        sizes = _delegated(t.shape)
+        result = name if sizes == t.shape else b.like(name, f"{name}:flat", sizes)
+        b.finish(b.op("DEQUANTIZE", [b.reshape(source, sizes)], result), name)
     return perm
+
+
+def _delegated(shape: Sequence[int]) -> tuple[int, ...]:
+    """The same numbers in no more axes than XNNPACK takes; other kernels round elsewhere."""
+    return tuple(shape) if len(shape) <= _MOST_AXES else (math.prod(shape),)
 
 
 # -- the certificate ------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -186,12 +188,23 @@ def _mean(b: Builder, node: Node, binding: Binding) -> None:
     rest = [p for p in perm if p not in axes]
     after = perm if keep else tuple(sorted(rest).index(p) for p in rest)
     own = b.made(node.name, after)
-    where = b.const(":axes", np.array(sorted(perm.index(a) for a in axes), np.int32))
-    if b.fused(binding) == "NONE":
-        b.op("MEAN", [x, where], own, keepDims=keep)
-    else:
-        inner = b.op("MEAN", [x, where], b.like(own, f"{own}:unclamped", b.tensors[own].shape), keepDims=keep)
+    inner = own if b.fused(binding) == "NONE" else b.like(own, f"{own}:unclamped", b.tensors[own].shape)
+    _reduce(b, x, sorted(perm.index(a) for a in axes), inner, keep)
+    if inner != own:
         b.clamp(inner, own, binding)
+
+
+def _reduce(b: Builder, x: str, axes: list[int], output: str, keep: bool) -> None:
+    """MEAN; XNNPACK takes 6 axes, so of more than 4 neighbours that are summed, or kept, become one."""
+    shape = b.tensors[x].shape
+    if len(shape) <= 4:
+        b.op("MEAN", [x, b.const(":axes", np.array(axes, np.int32))], output, keepDims=keep)
+        return
+    runs = [(summed, [shape[i] for i in run]) for summed, run in groupby(range(len(shape)), axes.__contains__)]
+    x = b.reshape(x, [math.prod(sizes) for _, sizes in runs])
+    inner = b.like(output, f"{output}:joined", [math.prod(sizes) for summed, sizes in runs if not summed])
+    where = np.array([i for i, (summed, _) in enumerate(runs) if summed], np.int32)
+    b.finish(b.op("MEAN", [x, b.const(":axes", where)], inner, keepDims=False), output)
 
 
 @_emits("softmax")

@@ -152,10 +152,12 @@ def _nearest_indices(b: Builder, source: Dim, size: Dim) -> str:
 
 
 def resize(b: Builder, n: Node, x: str) -> str:
-    """A (bi)linear or bicubic interpolation, by factors, or to sizes that are read at run time."""
+    """A (bi)linear or bicubic interpolation, by factors; to sizes where they are free, or no factor gives them."""
     scales = [1.0, 1.0, *(ratio(t, s) or 0.5 for s, t in zip(n.attrs["source"], n.attrs["size"], strict=True))]
-    free = any(isinstance(d, str) for d in (*n.attrs["source"], *n.attrs["size"]))
-    if free and not all(s.is_integer() for s in scales):
+    sizes = list(zip(n.attrs["source"], n.attrs["size"], scales[2:], strict=True))
+    free = any(isinstance(d, str) for source, size, _ in sizes for d in (source, size))
+    other = not free and any(math.floor(s * float(np.float32(by))) != t for s, t, by in sizes)  # 5 by 1.4f is 6.9999998
+    if other or (free and not all(s.is_integer() for s in scales)):
         operands = [x, "", "", b.dynamic_shape(n.shape, n.name)]
     else:
         operands = [x, "", b.const(f"{n.name}:scales", np.array(scales, np.float32))]
