@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,8 +12,7 @@ from typing import Any, cast, overload
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from intact.algorithms import correct_bias, smooth
-from intact.algorithms.smooth import SAMPLES
+from intact.algorithms import correct_bias, smooth, smooth_attention
 from intact.analysis import Latency, Report, Sizes, Statistics, compare_models, tensor_statistics
 from intact.calibration import calibrate
 from intact.calibration.peek import first_inputs, noted
@@ -25,7 +23,6 @@ from intact.errors import CalibrationError, CaptureError, ExportError, IntactErr
 from intact.exporters import Certificate, export_c, export_leaves, export_litert, export_onnx, float_onnx, latencies
 from intact.exporters.files import with_options
 from intact.graph import FloatModel
-from intact.graph.attention import attention_softmaxes
 from intact.graph.capture import capture as _capture_module
 from intact.graph.capture import capture_program as _capture_program
 from intact.graph.dynamic import Dynamic, dynamic_of
@@ -38,7 +35,6 @@ from intact.graph.passes import (
     transform,
 )
 from intact.graph.signature import samples_in
-from intact.graph.tree import first_tensor
 from intact.leaves import has_leaves, load_leaves, save_leaves
 from intact.planning import Recipe, lowered, plan
 from intact.simulation import QFloatModel, prepare
@@ -220,7 +216,7 @@ def quantize(
         target = get_target("onnxruntime" if target is None else target)  # a file is read once
         if data is not None:
             fm, data = captured(model, data, example_inputs=example_inputs, dynamic=dynamic)
-            fm, data = _smoothed(lowered(fm, target), data, target, recipe)
+            fm, data = smooth_attention(lowered(fm, target), data, target, recipe)
         elif isinstance(model, nn.Module) and example_inputs is None:
             raise CalibrationError("there is no data", got="NoneType",
                                    fix="pass a list of batches, such as [x], or a DataLoader")
@@ -234,24 +230,6 @@ def quantize(
         raise CalibrationError("there is no data", got=f"{len(missing)} ranges that nothing has trained: "
                                f"{', '.join(missing[:5])}", fix="pass calibration batches")
     return convert(calibrate(qfloat, data, progress=progress))
-
-
-def _smoothed(
-    fm: FloatModel, data: Iterable[Any], target: TargetLike, recipe: Recipe | None
-) -> tuple[FloatModel, Iterable[Any]]:
-    """A model with attention, smoothed on the first batches, and data that still holds them."""
-    if fm.smoothing or fm.hints or not attention_softmaxes(fm.graph):
-        return fm, data
-    chosen = plan(fm, target=target, recipe=recipe)
-    iterator, head, samples = iter(data), [], 0
-    for item in iterator:
-        head.append(item)
-        first = first_tensor(item)
-        samples += 1 if first is None else first.shape[0]
-        if samples >= SAMPLES:
-            break
-    rest = itertools.chain(head, iterator) if iterator is data else data
-    return (smooth(fm, head, plan=chosen) if head else fm), rest
 
 
 #: format (and suffix) to what writes an integer model
@@ -383,8 +361,8 @@ def compare(
     if not isinstance(q, QModel):
         raise IntactError("compare takes the integer model second", got=type(q).__name__, allowed="QModel")
     steps, smoothing = q.info.get("equalization", {}), q.info.get("smoothing", {})
-    model, data = captured(net, data, dynamic=dynamic_of(q.graph.inputs, q.signature), passes=repeated_passes(
-        steps, smoothing))
+    dynamic = None if isinstance(net, FloatModel) else dynamic_of(q.graph.inputs, q.signature)
+    model, data = captured(net, data, dynamic=dynamic, passes=repeated_passes(steps, smoothing))
     if steps and not model.equalization:  # a captured model, to which it was not done yet
         model = transform(model, [EqualizeChannels(steps=steps)])
     if smoothing and not model.smoothing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,13 +13,16 @@ from intact.algorithms.smooth_core import Seen, choose
 from intact.calibration import batches
 from intact.errors import CalibrationError
 from intact.graph import FloatModel, Node
+from intact.graph.attention import attention_softmaxes
 from intact.graph.passes import SmoothChannels, transform
 from intact.graph.passes.smooth_channels import Site, smoothable
-from intact.planning import Plan
+from intact.graph.tree import first_tensor
+from intact.planning import Plan, Recipe
 from intact.planning import plan as make_plan
+from intact.targets import TargetLike
 from intact.types import Free
 
-__all__ = ["smooth"]
+__all__ = ["smooth", "smooth_attention"]
 
 #: samples that are looked at, and rows that errors are measured on
 SAMPLES, ROWS = 32, 256
@@ -69,6 +73,30 @@ def smooth(model: FloatModel, data: Iterable[Any], *, plan: Plan | None = None) 
         if left < (_FREE if site.folds else _PRODUCT):
             found[edge] = {"steps": steps, "copies": copies}
     return transform(model, [SmoothChannels(found)])
+
+
+def smooth_attention(
+    model: FloatModel, data: Iterable[Any], target: TargetLike, recipe: Recipe | None = None
+) -> tuple[FloatModel, Iterable[Any]]:
+    """A model with attention, smoothed on the first batches, and data that still holds them; others as they are.
+
+    >>> from intact.graph import capture
+    >>> fm, batches = capture(torch.nn.Linear(4, 2), torch.randn(3, 4)), [torch.randn(3, 4)]
+    >>> smooth_attention(fm, batches, "onnxruntime")[0] is fm
+    True
+    """
+    if model.smoothing or model.hints or not attention_softmaxes(model.graph):
+        return model, data
+    chosen = make_plan(model, target=target, recipe=recipe)
+    iterator, head, samples = iter(data), [], 0
+    for item in iterator:
+        head.append(item)
+        first = first_tensor(item)
+        samples += 1 if first is None else first.shape[0]
+        if samples >= SAMPLES:
+            break
+    rest = itertools.chain(head, iterator) if iterator is data else data
+    return (smooth(model, head, plan=chosen) if head else model), rest
 
 
 def _in_integers(site: Site, plan: Plan) -> bool:
