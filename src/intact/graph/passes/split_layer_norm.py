@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -16,22 +17,33 @@ class SplitLayerNorm(Pass):
     """``(x - mean(x)) * rsqrt(mean((x - mean(x))**2) + eps) * weight + bias``, a node for each step.
 
     The last node keeps the layer norm's name. Each step gets codes of its own.
+
+    Args:
+        only: names of the layer norms to split; by default all.
     """
 
     name = "split_layer_norm"
+    op = "layer_norm"
     #: operations of the parts
     parts = frozenset({"mean", "sub", "mul", "add", "add_scalar", "rsqrt"})
 
+    def __init__(self, only: Collection[str] | None = None) -> None:
+        self.only = only
+
     def run(self, model: FloatModel) -> FloatModel:
-        """Split every layer norm."""
+        """Split the layer norms."""
         nodes: list[Node] = []
         for node in model.graph:
-            nodes.extend(_split(node, model) if node.op == "layer_norm" else [node])
+            nodes.extend(_split(node, model) if self.fits(node) else [node])
         return model.with_graph(model.graph.rewritten(nodes))
 
     def ensures(self, model: FloatModel) -> str | None:
         """No layer norm is left."""
-        return next((n.name for n in model.graph if n.op == "layer_norm"), None)
+        return next((n.name for n in model.graph if self.fits(n)), None)
+
+    def fits(self, node: Node) -> bool:
+        """Whether it is a layer norm that this pass splits."""
+        return node.op == self.op and (self.only is None or node.name in self.only)
 
 
 def _split(node: Node, model: FloatModel) -> list[Node]:
