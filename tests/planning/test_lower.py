@@ -32,6 +32,34 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+class Written(nn.Module):
+    """An RMS norm as models write it; the ways differ in how the reciprocal root and the weight stand."""
+
+    def __init__(self, way: int) -> None:
+        super().__init__()
+        self.way, self.weight = way, nn.Parameter(torch.ones(32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == 0:
+            return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+        if self.way == 1:
+            return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * self.weight
+        return x * (1e-6 + (x * x).mean(2, keepdim=True)) ** -0.5
+
+
+def tokens(layer: nn.Module) -> nn.Module:
+    """The layer between linear ones."""
+    for p in layer.parameters():
+        p.data += 0.3 * torch.randn(p.shape)
+    return nn.Sequential(nn.Linear(16, 32, bias=False), layer, nn.Linear(32, 8)).eval()
+
+
+RMS: dict[str, Callable[[], nn.Module]] = {
+    "torch": lambda: nn.RMSNorm(32), "torch without weight": lambda: nn.RMSNorm(32, 1e-5, elementwise_affine=False),
+    **{f"written {way}": lambda way=way: Written(way) for way in range(3)},  # type: ignore[misc]
+}
+
+
 def data(spread: float = 0.0) -> list[Tensor]:
     """Batches, of samples whose sizes differ by the exponential of a normal number."""
     torch.manual_seed(0)
@@ -63,6 +91,48 @@ def test_codes_are_the_same_everywhere(name: str, tmp_path: Path) -> None:
         else:
             assert compare_litert(q, build_litert(q), build_litert(q, edges=True), hard_inputs(q, 2)).clean
     assert intact.compare(net, q, [xs[0]], latency=False).samples == 16
+
+
+@needs_gcc
+@pytest.mark.parametrize("name", RMS)
+def test_rms_norms(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    net = tokens(RMS[name]())
+    x = torch.randn(64, 9, 16) * (0.7 * torch.randn(64, 9, 1)).exp() * (torch.rand(64, 9, 1) > 0.1)
+    for target, least in (("fixed_point", 15), ("litert", 13), ("litert_16x8", 40)):  # 8 bits of x alone give 18
+        fm = intact.planning.lowered(intact.capture(net, x), target)
+        torch.testing.assert_close(fm(x), net(x), rtol=1e-4, atol=1e-4)
+        assert ("layer_norm" in {n.op for n in fm.graph}) == (target == "fixed_point")
+        qfloat = intact.calibrate(intact.prepare(fm, intact.plan(fm, target)), [x])
+        q = intact.convert(qfloat)
+        assert decibels(net, q, x) > least, target
+        assert differing(qfloat, q, hard_inputs(q, 2)) == []
+        if target == "fixed_point":
+            assert differences(q, tmp_path) == []
+        else:
+            assert compare_litert(q, build_litert(q), build_litert(q, edges=True), hard_inputs(q, 2)).clean
+
+
+def test_what_is_no_rms_norm_is_left() -> None:
+    class Others(nn.Module):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            y = x + 1
+            return [y * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6),
+                    x * torch.rsqrt((x * y).mean(-1, keepdim=True) ** 2 + 1e-6),
+                    x * torch.rsqrt((x * x).mean(1, keepdim=True) + 1e-6),
+                    x * torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6)]
+
+    fm = intact.capture(Others(), torch.randn(4, 5, 6))
+    assert intact.planning.lowered(fm, "fixed_point").graph == fm.graph
+
+
+def test_samples_of_all_sizes_keep_their_codes() -> None:
+    """Variances in 8 bits would leave 4 dB."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 9, 32) * (0.7 * torch.randn(64, 9, 1)).exp()
+    for layer in (nn.LayerNorm(32), Written(0)):
+        q = intact.quantize(layer, [x], target="litert", progress=False)
+        assert decibels(layer, q, x) > 14
 
 
 def test_where_floats_are_allowed_nothing_changes() -> None:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from intact.graph import FloatModel, Node
-from intact.graph.passes import FuseActivation, Pass, SplitGroupNorm, SplitLayerNorm, SplitPReLU, transform
+from intact.graph.passes import (
+    FuseActivation,
+    Pass,
+    SplitGroupNorm,
+    SplitLayerNorm,
+    SplitPReLU,
+    SplitRMSNorm,
+    transform,
+)
 from intact.targets import Target, TargetLike, get_target
 
 __all__ = ["lowered"]
@@ -30,6 +38,9 @@ def lowered(model: FloatModel, target: TargetLike) -> FloatModel:
         model = _without(model, SplitPReLU(), where)
     if SplitGroupNorm.parts <= known | ({"layer_norm"} if splits_norms else set()):
         model = _without(model, SplitGroupNorm(), where)
+    rms = SplitRMSNorm("layer_norm" in known)
+    if rms.parts <= known and rms.found(model):
+        model = transform(model, [rms])
     if splits_norms:
         refused = {n.name for n in model.graph if n.op == SplitLayerNorm.op and not _runs(n, model, where)}
         model = _without(model, SplitLayerNorm(refused), where)

@@ -11,6 +11,7 @@ from intact.graph.passes.smooth_channels import SmoothChannels
 from intact.graph.passes.split_group_norm import SplitGroupNorm
 from intact.graph.passes.split_layer_norm import SplitLayerNorm
 from intact.graph.passes.split_prelu import SplitPReLU
+from intact.graph.passes.split_rms_norm import SplitRMSNorm
 from intact.graph.passes.standalone_batch_norm import StandaloneBatchNorm
 from intact.graph.passes.transposed_conv import TransposedConv
 
@@ -25,6 +26,7 @@ __all__ = [
     "SplitGroupNorm",
     "SplitLayerNorm",
     "SplitPReLU",
+    "SplitRMSNorm",
     "StandaloneBatchNorm",
     "TransposedConv",
     "repeated_passes",
