@@ -13,6 +13,8 @@
   take as long as a small product. Where it cannot compile them the same functions run as they are.
 * ``torch.nn.modules.transformer._detect_is_causal_mask``: it looks at the numbers of a mask, only to find a faster
   kernel, and so keeps ``nn.TransformerEncoder`` and ``nn.TransformerDecoder`` with a mask from being captured.
+* ``Module._parameters``, ``_buffers`` and ``_modules``: the public walks over them take a tenth of a forward pass of a
+  small network, and such a walk comes before each (see the next).
 * ``Tensor._version``: the only way to learn that a tensor was written to in place, so that a model whose weights
   changed after they were turned into codes is never evaluated with stale codes.
 """
@@ -30,7 +32,8 @@ import torch
 from torch import Tensor
 
 __all__ = ["ROW_MARGIN", "causal_only_where_said", "compiled", "fingerprint", "fused_rows", "gru_steps", "int8_matmul",
-           "lstm_steps", "pack_matrix", "packed_matmul", "packed_matmul_is_exact", "rows_times_weight"]
+           "lstm_steps", "pack_matrix", "packed_matmul", "packed_matmul_is_exact", "rows_times_weight",
+           "tensors_of"]
 
 ROW_MARGIN = 8  #: columns behind the codes of :func:`fused_rows`: two float32 numbers
 
@@ -38,6 +41,17 @@ ROW_MARGIN = 8  #: columns behind the codes of :func:`fused_rows`: two float32 n
 def fingerprint(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
     """Changes whenever one of the tensors is replaced or written to in place (not through ``.data``)."""
     return tuple([(t.data_ptr(), t._version) for t in tensors])
+
+
+def tensors_of(module: torch.nn.Module) -> list[Tensor]:
+    """All parameters and buffers; takes a tenth of the time of ``parameters()`` and ``buffers()``."""
+    found: list[Tensor] = []
+    left = [module]
+    while left:
+        own: Any = left.pop()
+        found += [t for table in (own._parameters, own._buffers) for t in table.values() if t is not None]
+        left += [child for child in own._modules.values() if child is not None]
+    return found
 
 
 @contextmanager

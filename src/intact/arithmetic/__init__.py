@@ -18,6 +18,7 @@ from intact.arithmetic.dynamic import ROW_EPSILON, quantize_rows, quantize_tenso
 from intact.arithmetic.elementwise import add_codes, fma_float32, mul_codes, sub_codes
 from intact.arithmetic.fixed_point import fixed_point, rounded_shift, shared_fixed_point
 from intact.arithmetic.quantize import dequantize, quantize, quantize_weight
+from intact.arithmetic.quick import quick_multiplier, requantize_quickly
 from intact.arithmetic.requantize import PRODUCT_LIMIT, Multiplier, multiplier, requantize
 from intact.arithmetic.rounding import Rounding, round_to_int
 from intact.arithmetic.weight_rounding import quantize_kernel_weight
@@ -53,7 +54,9 @@ __all__ = [
     "quantize_rows",
     "quantize_tensor",
     "quantize_weight",
+    "quick_multiplier",
     "requantize",
+    "requantize_quickly",
     "round_to_int",
     "rounded_shift",
     "shared_fixed_point",

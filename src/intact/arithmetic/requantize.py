@@ -19,7 +19,7 @@ from intact.arithmetic.fixed_point import (
 )
 from intact.arithmetic.rounding import Rounding, round_to_int
 
-__all__ = ["PRODUCT_LIMIT", "Multiplier", "multiplier", "requantize"]
+__all__ = ["PRODUCT_LIMIT", "Multiplier", "multiplier", "parts_in_cache", "requantize"]
 
 _PART = 1 << 15  # numbers that a thread takes at a time
 #: what is requantized in integers stays below it: times a multiplier of 31 bits, and half a step, it fits in 64
@@ -51,6 +51,11 @@ class Multiplier:
             return self
         move = {name: t.to(device) for name in ("m0", "shift") if (t := getattr(self, name)) is not None}
         return replace(self, real=self.real.to(device), **move)
+
+    def of_channels(self, index: Tensor) -> Multiplier:
+        """Those of some channels; there is one for each."""
+        pick = {name: t[index] for name in ("m0", "shift") if (t := getattr(self, name)) is not None}
+        return replace(self, real=self.real[index], **pick)
 
     def reshape(self, *shape: int) -> Multiplier:
         """To be broadcast; one number stays one number."""
@@ -104,7 +109,7 @@ def requantize(
     inside = zero_point if arithmetic.zero_inside else 0
     if by.m0 is None or by.shift is None:
         acc = accumulator if accumulator.dtype == torch.float32 else accumulator.to(torch.float32)
-        for part, _, real in _in_cache(acc, acc, by.real):
+        for part, _, real in parts_in_cache(acc, acc, by.real):
             part.mul_(real)
             codes = round_to_int(part.add_(inside) if inside else part, arithmetic.rounding, inplace=True)
             if zero_point and not inside:
@@ -120,7 +125,7 @@ def requantize(
         codes = accumulator if fits else torch.empty_like(accumulator, dtype=torch.float32)
         half = 0.5 if arithmetic.rounding is Rounding.HALF_UP else 0.0
         at_once = (half or arithmetic.rounding is Rounding.FLOOR) and abs(zero_point) + half <= by.room
-        for part, result, real in _in_cache(accumulator, codes, by.real):
+        for part, result, real in parts_in_cache(accumulator, codes, by.real):
             wide = part.to(torch.float64).mul_(real)
             if at_once:
                 result.copy_(wide.add_(zero_point + half).floor_())
@@ -133,7 +138,7 @@ def requantize(
     return whole.add_(zero_point).clamp_(low, high).to(torch.float32)
 
 
-def _in_cache(x: Tensor, y: Tensor, by: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def parts_in_cache(x: Tensor, y: Tensor, by: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Views of two tensors of one shape, and of what is broadcast to it, of which several passes stay in the cache."""
     most = _PART * torch.get_num_threads()
     if torch.compiler.is_compiling() or x.numel() <= most or not x.ndim or x.device.type != "cpu":
@@ -146,7 +151,7 @@ def _in_cache(x: Tensor, y: Tensor, by: Tensor) -> Iterator[tuple[Tensor, Tensor
         varies = by.ndim == x.ndim and by.shape[axis] > 1
         parts = x.narrow(axis, at, size), y.narrow(axis, at, size), by.narrow(axis, at, size) if varies else by
         if parts[0].numel() > most:
-            yield from _in_cache(*parts)
+            yield from parts_in_cache(*parts)
         else:
             yield parts
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intact.arithmetic import accumulator_bounds, carrier_for, multiplier, pairs_saturate, requantize
+from intact.arithmetic import (
+    accumulator_bounds,
+    carrier_for,
+    multiplier,
+    pairs_saturate,
+    quick_multiplier,
+    requantize,
+    requantize_quickly,
+)
 from intact.arithmetic.accumulate import FLOAT32_EXACT
+from intact.arithmetic.quick import Quick
 from intact.errors import PlanError
 from intact.kernels.base import Binding, Kernel, activation_codes, kernel, to_carrier
 from intact.kernels.integer import conv_int, matmul_int
@@ -97,9 +107,20 @@ class _WeightedKernel(Kernel):
         if b.is_accumulator:
             keep = like.is_floating_point() or self.wide  # int32 would wrap a wide sum
             return acc if keep else acc.to(b.output.qtype.storage)
-        by = self.multiplier.to(acc.device).reshape(*shape)
-        codes = requantize(acc, by, int(b.output.zero_point), self.low, self.high, b.arithmetic)
-        return to_carrier(codes, like, b)
+        ends = int(b.output.zero_point), self.low, self.high, b.arithmetic
+        quick = self.quick if acc.dtype == torch.float32 else None
+        if quick is not None:
+            return to_carrier(requantize_quickly(acc, quick, self.multiplier, *ends, axis), like, b)
+        return to_carrier(requantize(acc, self.multiplier.to(acc.device).reshape(*shape), *ends), like, b)
+
+    @cached_property
+    def quick(self) -> Quick | None:
+        """Found when the first batch comes, as a model that is only converted has no use for it."""
+        b = self.binding
+        if self.carrier != torch.float32 or torch.compiler.is_compiling():
+            return None
+        ends = int(b.output.zero_point), self.low, self.high
+        return quick_multiplier(self.multiplier, *ends, b.arithmetic, self.bound)
 
     def centred(self, x: Tensor) -> Tensor:
         """``x - zero_point`` in the float carrier (float32 if the channels are taken in parts)."""

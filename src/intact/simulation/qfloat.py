@@ -20,7 +20,7 @@ from intact.graph.opaque import OpaqueCall
 from intact.graph.signature import check_finite, check_inputs
 from intact.observers import Observer, make_observer
 from intact.planning import Plan
-from intact.private import fingerprint
+from intact.private import fingerprint, tensors_of
 from intact.simulation.bind import Bound, bind
 from intact.simulation.checkpoint import Checkpointed
 from intact.simulation.guards import check_float32, check_names
@@ -239,10 +239,7 @@ class QFloatModel(Switched):
         shifts = {} if self._trained else self._corrections.all("shift")
         self._bound = bind(self.plan, params, self._edge_params(), means, shifts, weights, trained, self._trained)
         self._program = None
-        self._seen_tensors = fingerprint(self._watched())
-
-    def _watched(self) -> list[Tensor]:
-        return [*self.parameters(), *self.buffers()]
+        self._seen_tensors = fingerprint(tensors_of(self))
 
     @property
     def bound(self) -> Bound:
@@ -255,7 +252,7 @@ class QFloatModel(Switched):
             missing = [n for n, q in self.edge_quantizers.items() if not q.known]
             raise CalibrationError("the model is not calibrated", got=f"{len(missing)} edges without data",
                                    fix="call intact.calibrate(qfloat, data) first, or train it")
-        if self._bound is None or self._seen_tensors != fingerprint(self._watched()):
+        if self._bound is None or self._seen_tensors != fingerprint(tensors_of(self)):
             self._bind()
         assert self._bound is not None
         return self._bound
