@@ -43,12 +43,12 @@ class SplitRMSNorm(Pass):
     is the norm, in one integer kernel. Without a layer norm it is taken apart (:class:`Parts`).
 
     Args:
-        layer_norm: whether there is a layer norm.
+        layer_norm: whether there is a layer norm to make it of.
     """
 
     name = "split_rms_norm"
 
-    def __init__(self, layer_norm: bool) -> None:
+    def __init__(self, layer_norm: bool = True) -> None:
         self.layer_norm = layer_norm
         #: operations that it is made of
         self.parts = frozenset({"neg", "concat", "layer_norm", "slice"}) if layer_norm else Parts.operations
