@@ -28,7 +28,8 @@ __all__ = ["plan"]
 #: what a float node does that looks up rows of codes
 _TABLE = "rows of codes"
 _OPERAND = "its operand '{}' is float"
-_SPLIT = "; norms and PReLUs can be split: plan intact.planning.lowered(model, target), as intact.quantize does"
+_SPLIT = ("; norms and PReLUs of fixed sizes and at most 5 axes are split by intact.planning.lowered(model, target), "
+          "which intact.quantize calls")
 _SPLITS = frozenset({"layer_norm", "group_norm", "prelu"})
 _NUMBERS = ("; a boolean mask can be an input of numbers instead: multiply by 0 and 1 (masked_fill with 0), "
             "add 0 and -30 to scores")
