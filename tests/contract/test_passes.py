@@ -13,7 +13,7 @@ import pkgutil
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from intact.graph import FloatModel, passes
 from intact.graph import capture as capture_plain
@@ -27,7 +27,21 @@ for _found in pkgutil.iter_modules(passes.__path__):
 PASSES = {p.name: p for p in Pass.__subclasses__()}
 SMALL = [e.name for e in ZOO.values() if math.prod(e.input_shape) <= 3 * 32 * 32]
 VECTORS = ["conv with batch norm", "transposed conv1d", "transposed conv2d", "constant operands",
-           "layer norm and softmax"]
+           "layer norm and softmax", "norms and slopes"]
+
+
+class Norms(nn.Module):
+    """What is split where there are integers only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.group, self.slope, self.rms = nn.GroupNorm(2, 4), nn.PReLU(4), nn.RMSNorm(6)
+        for p in self.parameters():
+            p.data = torch.randn(p.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.rms(self.slope(torch.relu(self.group(x))))
+        return y
 
 
 @functools.cache
@@ -35,6 +49,9 @@ def captured(name: str) -> FloatModel:
     """A network as torch.export gives it, before any pass."""
     if name in ZOO:
         return capture_plain(ZOO[name].build(), ZOO[name].example(4))
+    if name == "norms and slopes":
+        torch.manual_seed(2)
+        return capture_plain(Norms(), torch.randn(4, 4, 5, 6))
     case = next(c for c in CASES if c.name == name)
     torch.manual_seed(2)
     return capture_plain(case.build().eval(), tuple(torch.randn(4, *s) for s in case.shapes))

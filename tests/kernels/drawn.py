@@ -173,7 +173,8 @@ def pad(draw: Draw) -> Made:
 
 
 def unary(draw: Draw) -> Made:
-    attrs = {"low": -0.5, "high": 0.75, "slope": 0.1, "alpha": 1.5, "value": 2.0,
+    attrs = {"low": -0.5, "high": 0.75, "slope": 0.1, "alpha": 1.5, "value": 2.0, "scale": 1.1,
+             "input_scale": 0.7, "beta": 2.0, "threshold": 0.3, "bound": 0.4,
              "approximate": draw(st.sampled_from(["none", "tanh"]))}
     return {**attrs, **draw_activation(draw)}, [spatial(draw)]
 

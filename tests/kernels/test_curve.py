@@ -25,7 +25,8 @@ from intact.types import INT8, INT16, QParams, QType
 from tests.exporters.c_tools import differences, needs_gcc
 
 FIXED = get_target("fixed_point").arithmetic
-ATTRS = {"low": -0.5, "high": 0.75, "slope": 0.1, "alpha": 1.0, "value": 2.0, "approximate": "none"}
+ATTRS = {"low": -0.5, "high": 0.75, "slope": 0.1, "alpha": 1.0, "value": 2.0, "approximate": "none",
+         "scale": 1.1, "input_scale": 0.7, "beta": 2.0, "threshold": 0.3, "bound": 0.4}
 #: knots for operands from -8 to 8 and an output that just fits
 KNOTS = {"sigmoid": 513, "gelu": 513, "silu": 513, "hardswish": 513, "softplus": 257, "tanh": 2049, "exp": 2049}
 

@@ -22,7 +22,7 @@ from intact.cli.demo import coverage, run_demo
 from intact.cli.sources import inputs_of, open_data, open_example, open_model, python_object
 from intact.errors import ArtifactError, ExportError, IntactError, PlanError
 from intact.exporters import RUNTIMES
-from intact.planning import FLOAT, Quant, Recipe, Rule, path
+from intact.planning import FLOAT, Quant, Recipe, Rule, lowered, path
 from intact.targets import TARGETS, get_target, target_to_toml
 
 __all__ = ["app"]
@@ -144,7 +144,7 @@ def _plan(
     wish = _recipe(recipe, float_, weight_bits, activation_bits, observer, quantized_outputs)
     where = get_target(target)
     net = open_model(model)
-    fm = capture(net, inputs_of(net, open_example(data, net, batch_size)))
+    fm = lowered(capture(net, inputs_of(net, open_example(data, net, batch_size))), where)
     typer.echo(str(make_plan(fm, where, wish)))
 
 

@@ -96,6 +96,10 @@ _RESIZE = {"size": _SIZES, "source": _SIZES}
 _UNARY: dict[str, dict[str, _Kind]] = {
     "clamp": {"low": _NUMBER, "high": _NUMBER}, "leaky_relu": {"slope": _NUMBER}, "elu": {"alpha": _NUMBER},
     "gelu": {"approximate": _one_of("none", "tanh")},
+    "scaled_elu": {"alpha": _NUMBER, "scale": _NUMBER, "input_scale": _NUMBER},
+    "scaled_softplus": {"beta": _NUMBER, "threshold": _NUMBER},
+    "threshold": {"threshold": _NUMBER, "value": _NUMBER},
+    **{op: {"bound": _NUMBER} for op in ("hardshrink", "softshrink")},
     **{op: {"value": _NUMBER} for op in ("add_scalar", "mul_scalar", "pow_scalar")},
 }
 

@@ -166,6 +166,18 @@ def _group_norm(c: Converter, x: Value, groups: int, w: Value = None, b: Value =
     return c.emit("group_norm", [x], {"weight": w, "bias": b}, groups=groups, eps=eps)
 
 
+@handler("aten.instance_norm.default")
+def _instance_norm(c: Converter, x: Value, w: Value, b: Value, mean: Value, var: Value, use_input_stats: bool,
+                   momentum: float, eps: float, cudnn: bool) -> Value:
+    """A group for each channel; with running statistics a batch norm."""
+    if not use_input_stats:
+        return _batch_norm(c, x, w, b, mean, var, False, momentum, eps, cudnn)
+    channels = c.shape_of()[1]
+    if not isinstance(channels, int):
+        raise c.error("instance norm of a free number of channels", got=channels)
+    return c.emit("group_norm", [x], {"weight": w, "bias": b}, groups=channels, eps=eps)
+
+
 @handler("aten.softmax.int", "aten._softmax.default")
 def _softmax(c: Converter, x: Value, axis: int, *rest: Any) -> Value:
     return c.emit("softmax", [x], axis=axis % len(c.shape_of()))

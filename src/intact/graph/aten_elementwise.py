@@ -1,75 +1,16 @@
-"""aten operations as canonical ones: element-wise functions, shapes, slices, identities."""
+"""aten operations as canonical ones: element-wise arithmetic, shapes, slices, identities."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from intact.graph.aten_functions import function_of_one
 from intact.graph.converter import Const, Converter, Edge, Value, handler
 
 __all__: list[str] = []
-
-
-def _unary(op: str, *targets: str) -> None:
-    @handler(*targets)
-    def convert(c: Converter, x: Value, *rest: Any, **options: Any) -> Value:
-        return c.emit(op, [x])
-
-
-for _name in ("relu", "hardswish", "hardsigmoid", "sigmoid", "silu", "tanh", "mish", "exp", "log", "sqrt",
-              "rsqrt", "reciprocal", "abs", "neg", "sin", "cos", "erf"):
-    _unary(_name, f"aten.{_name}.default")
-
-
-@handler("aten.softplus.default")
-def _softplus(c: Converter, x: Value, beta: float = 1, threshold: float = 20) -> Value:
-    if beta != 1 or threshold != 20:
-        assert c.current is not None
-        return c.generic(str(c.current.target), [x, beta, threshold], {})
-    return c.emit("softplus", [x])
-
-
-@handler("aten.gelu.default")
-def _gelu(c: Converter, x: Value, *, approximate: str = "none") -> Value:
-    return c.emit("gelu", [x], approximate=approximate)
-
-
-@handler("aten.leaky_relu.default")
-def _leaky(c: Converter, x: Value, slope: float = 0.01) -> Value:
-    return c.emit("leaky_relu", [x], slope=float(slope))
-
-
-@handler("aten.elu.default")
-def _elu(c: Converter, x: Value, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Value:
-    if scale != 1 or input_scale != 1:  # selu and celu: their parts in float
-        assert c.current is not None
-        return c.generic(str(c.current.target), [x, alpha, scale, input_scale], {})
-    return c.emit("elu", [x], alpha=float(alpha))
-
-
-@handler("aten.hardtanh.default", "aten.clamp.default", "aten.relu6.default")
-def _clamp(c: Converter, x: Value, low: float | None = None, high: float | None = None) -> Value:
-    target = str(c.current.target) if c.current is not None else ""
-    if "relu6" in target:
-        low, high = 0.0, 6.0
-    elif "hardtanh" in target:
-        low, high = (-1.0 if low is None else low), (1.0 if high is None else high)
-    low = -math.inf if low is None else float(low)
-    high = math.inf if high is None else float(high)
-    return c.emit("clamp", [x], low=low, high=high)
-
-
-@handler("aten.clamp_min.default")
-def _clamp_min(c: Converter, x: Value, low: float) -> Value:
-    return c.emit("clamp", [x], low=float(low), high=math.inf)
-
-
-@handler("aten.clamp_max.default")
-def _clamp_max(c: Converter, x: Value, high: float) -> Value:
-    return c.emit("clamp", [x], low=-math.inf, high=float(high))
 
 
 def _scalar(value: Value) -> float | None:
@@ -91,6 +32,9 @@ def _binary(op: str, *, scalar: Callable[[Converter, Value, float], Value],
         if not c.fake().dtype.is_floating_point and (alpha != 1 or not _scalar(a) is _scalar(b) is None):
             assert c.current is not None  # an integer and a number stay integers
             return c.generic(str(c.current.target), [a, b], {"alpha": alpha} if alpha != 1 else {})
+        whole = function_of_one(c, op, a, b) if alpha == 1 and c.fake().dtype.is_floating_point else None
+        if whole is not None:
+            return c.emit(whole, [a])
         if alpha != 1:
             k = _scalar(b)
             b = k * alpha if k is not None else c.emit("mul_scalar", [b], value=float(alpha))

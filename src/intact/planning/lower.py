@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from intact.graph import FloatModel
-from intact.graph.passes import SplitLayerNorm, transform
-from intact.targets import TargetLike, get_target
+from intact.graph import FloatModel, Node
+from intact.graph.passes import (
+    FuseActivation,
+    Pass,
+    SplitGroupNorm,
+    SplitLayerNorm,
+    SplitPReLU,
+    SplitRMSNorm,
+    transform,
+)
+from intact.targets import Target, TargetLike, get_target
 
 __all__ = ["lowered"]
 
 
 def lowered(model: FloatModel, target: TargetLike) -> FloatModel:
-    """The model with its layer norms split, where the target computes no floats and has kernels for the parts only.
+    """The model with norms and PReLUs split, where the target computes no floats and has kernels for the parts only.
 
     Raises:
         CaptureError: if an output would change.
@@ -22,9 +30,33 @@ def lowered(model: FloatModel, target: TargetLike) -> FloatModel:
     [['layer_norm'], ['mean', 'sub']]
     """
     where = get_target(target)
+    if where.float_operations:
+        return model
     known = where.rules.keys()
-    if where.float_operations or "layer_norm" in known or not SplitLayerNorm.parts <= known:
+    splits_norms = SplitLayerNorm.parts <= known
+    if SplitPReLU.parts <= known:
+        model = _without(model, SplitPReLU(), where)
+    if SplitGroupNorm.parts <= known | ({"layer_norm"} if splits_norms else set()):
+        model = _without(model, SplitGroupNorm(), where)
+    rms = SplitRMSNorm("layer_norm" in known)
+    if rms.parts <= known and rms.found(model):
+        model = transform(model, [rms])
+    if splits_norms:
+        refused = {n.name for n in model.graph if n.op == SplitLayerNorm.op and not _runs(n, model, where)}
+        model = _without(model, SplitLayerNorm(refused), where)
+    return model
+
+
+def _runs(node: Node, model: FloatModel, target: Target) -> bool:
+    rule = target.rules.get(node.op)
+    return rule is not None and rule.check(node, model.graph) is None
+
+
+def _without(model: FloatModel, split: SplitPReLU | SplitGroupNorm | SplitLayerNorm, target: Target) -> FloatModel:
+    """The model after a pass, if it has something to split; what follows may have become part of a convolution."""
+    if split.op in target.rules and not isinstance(split, SplitLayerNorm):
         return model
-    if all(n.op != "layer_norm" for n in model.graph):
+    if not any(split.fits(n) for n in model.graph):
         return model
-    return transform(model, [SplitLayerNorm()])
+    fused: list[Pass] = [FuseActivation()] if isinstance(split, SplitGroupNorm) else []
+    return transform(model, [split, *fused])

@@ -28,7 +28,9 @@ __all__ = ["plan"]
 #: what a float node does that looks up rows of codes
 _TABLE = "rows of codes"
 _OPERAND = "its operand '{}' is float"
-_SPLIT = "; layer norms can be split: capture with passes=(*DEFAULT_PASSES, SplitLayerNorm())"
+_SPLIT = ("; norms and PReLUs of fixed sizes and at most 5 axes are split by intact.planning.lowered(model, target), "
+          "which intact.quantize calls")
+_SPLITS = frozenset({"layer_norm", "group_norm", "prelu"})
 _NUMBERS = ("; a boolean mask can be an input of numbers instead: multiply by 0 and 1 (masked_fill with 0), "
             "add 0 and -30 to scores")
 _STRUCTURE = frozenset({"input", "constant"})
@@ -236,7 +238,7 @@ def _refuse_floats(graph: Graph, reasons: Mapping[str, str], target: Target) -> 
                         where="; ".join(found[:5]) + ("; ..." if len(found) > 5 else ""),
                         allowed=", ".join(sorted(target.rules)),
                         fix="replace them, cut them off the model, or choose target='onnxruntime'"
-                            + _SPLIT * any(n.op == "layer_norm" and n.name in reasons for n in graph)
+                            + _SPLIT * any(n.op in _SPLITS and n.name in reasons for n in graph)
                             + _NUMBERS * any(n.name in reasons and _is_boolean(n, graph) for n in graph))
 
 

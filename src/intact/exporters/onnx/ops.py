@@ -67,6 +67,50 @@ def _rsqrt(b: Builder, n: Node, x: str) -> str:
     return b.op("Reciprocal", [b.op("Sqrt", [x], f"{n.name}:sqrt")], f"{n.name}:rsqrt", name=n.name)
 
 
+def _scaled_elu(b: Builder, n: Node, x: str) -> str:
+    """``scale * (max(x, 0) + alpha * (exp(input_scale * min(x, 0)) - 1))``; Exp gives the same at every position."""
+    a = n.attrs
+    y = b.op("Min", [x, _scalar(b, n, 0.0, "zero")], f"{n.name}:negative")
+    if a["input_scale"] != 1.0:
+        y = b.op("Mul", [y, _scalar(b, n, a["input_scale"], "input_scale")], f"{n.name}:within")
+    y = b.op("Sub", [b.op("Exp", [y], f"{n.name}:exp"), _scalar(b, n, 1.0, "one")], f"{n.name}:less_one")
+    if a["alpha"] != 1.0:
+        y = b.op("Mul", [y, _scalar(b, n, a["alpha"], "alpha")], f"{n.name}:scaled")
+    positive = b.op("Max", [x, _scalar(b, n, 0.0, "zero")], f"{n.name}:positive")
+    name = None if a["scale"] != 1.0 else n.name
+    y = b.op("Add", [positive, y], f"{n.name}:elu", name=name)
+    if a["scale"] == 1.0:
+        return y
+    return b.op("Mul", [y, _scalar(b, n, a["scale"], "scale")], f"{n.name}:product", name=n.name)
+
+
+def _scaled_softplus(b: Builder, n: Node, x: str) -> str:
+    beta = _scalar(b, n, n.attrs["beta"], "beta")
+    within = b.op("Mul", [x, beta], f"{n.name}:within")
+    curved = b.op("Div", [b.op("Softplus", [within], f"{n.name}:softplus"), beta], f"{n.name}:curved")
+    linear = b.op("Greater", [within, _scalar(b, n, n.attrs["threshold"], "threshold")], f"{n.name}:linear")
+    return b.op("Where", [linear, x, curved], f"{n.name}:chosen", name=n.name)
+
+
+def _log_sigmoid(b: Builder, n: Node, x: str) -> str:
+    below = b.op("Softplus", [b.op("Neg", [x], f"{n.name}:minus")], f"{n.name}:softplus")
+    return b.op("Neg", [below], f"{n.name}:log_sigmoid", name=n.name)
+
+
+def _shrink(b: Builder, n: Node, x: str) -> str:
+    bound = n.attrs["bound"]
+    return b.op("Shrink", [x], f"{n.name}:shrink", name=n.name, lambd=bound, bias=bound * (n.op == "softshrink"))
+
+
+def _tanhshrink(b: Builder, n: Node, x: str) -> str:
+    return b.op("Sub", [x, b.op("Tanh", [x], f"{n.name}:tanh")], f"{n.name}:shrink", name=n.name)
+
+
+def _threshold(b: Builder, n: Node, x: str) -> str:
+    above = b.op("Greater", [x, _scalar(b, n, n.attrs["threshold"], "threshold")], f"{n.name}:above")
+    return b.op("Where", [above, x, _scalar(b, n, n.attrs["value"])], f"{n.name}:chosen", name=n.name)
+
+
 def _with_scalar(kind: str) -> Callable[[Builder, Node, str], str]:
     return lambda b, n, x: b.op(kind, [x, _scalar(b, n, n.attrs["value"])], f"{n.name}:{kind}", name=n.name)
 
@@ -77,10 +121,13 @@ UNARY: dict[str, Callable[[Builder, Node, str], str]] = {
     "leaky_relu": lambda b, n, x: b.op("LeakyRelu", [x], f"{n.name}:leaky", name=n.name, alpha=n.attrs["slope"]),
     "elu": lambda b, n, x: b.op("Elu", [x], f"{n.name}:elu", name=n.name, alpha=n.attrs["alpha"]),
     "gelu": lambda b, n, x: b.op("Gelu", [x], f"{n.name}:gelu", name=n.name, approximate=n.attrs["approximate"]),
+    "scaled_elu": _scaled_elu, "scaled_softplus": _scaled_softplus, "log_sigmoid": _log_sigmoid,
+    "hardshrink": _shrink, "softshrink": _shrink, "tanhshrink": _tanhshrink, "threshold": _threshold,
     "hardsigmoid": _simple("HardSigmoid", alpha=1.0 / 6.0, beta=0.5),
     "add_scalar": _with_scalar("Add"), "mul_scalar": _with_scalar("Mul"), "pow_scalar": _with_scalar("Pow"),
     **{op: _simple(kind) for op, kind in {
         "hardswish": "HardSwish", "sigmoid": "Sigmoid", "tanh": "Tanh", "mish": "Mish", "softplus": "Softplus",
+        "softsign": "Softsign",
         "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "reciprocal": "Reciprocal", "abs": "Abs", "neg": "Neg",
         "sin": "Sin", "cos": "Cos", "erf": "Erf"}.items()},
 }

@@ -23,7 +23,8 @@ __all__ = ["emit_table", "emit_unary"]
 Form = Callable[[Builder, Node, str], str]
 
 #: functions whose own float kernel gives results that depend on the position in the buffer (vector or tail lane)
-_POSITION_DEPENDENT = frozenset({"elu", "softplus", "mish", "log", "sin", "cos", "pow_scalar"})
+_POSITION_DEPENDENT = frozenset({"elu", "softplus", "scaled_softplus", "log_sigmoid", "mish", "log", "sin", "cos",
+                                 "pow_scalar"})
 
 
 def _scalar(b: Builder, value: float) -> str:

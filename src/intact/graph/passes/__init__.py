@@ -8,7 +8,10 @@ from intact.graph.passes.fold_batch_norm import FoldBatchNorm, split_sources
 from intact.graph.passes.fuse_activation import FuseActivation
 from intact.graph.passes.order_operands import OrderOperands
 from intact.graph.passes.smooth_channels import SmoothChannels
+from intact.graph.passes.split_group_norm import SplitGroupNorm
 from intact.graph.passes.split_layer_norm import SplitLayerNorm
+from intact.graph.passes.split_prelu import SplitPReLU
+from intact.graph.passes.split_rms_norm import SplitRMSNorm
 from intact.graph.passes.standalone_batch_norm import StandaloneBatchNorm
 from intact.graph.passes.transposed_conv import TransposedConv
 
@@ -20,7 +23,10 @@ __all__ = [
     "OrderOperands",
     "Pass",
     "SmoothChannels",
+    "SplitGroupNorm",
     "SplitLayerNorm",
+    "SplitPReLU",
+    "SplitRMSNorm",
     "StandaloneBatchNorm",
     "TransposedConv",
     "repeated_passes",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from intact.graph.float_model import FloatModel
 from intact.graph.ir import Node
 from intact.graph.passes.base import Pass
 from intact.graph.passes.fold_batch_norm import batch_norm_affine, batch_norm_sources, split_sources
+from intact.graph.passes.per_channel import per_channel
 
 __all__ = ["StandaloneBatchNorm"]
 
@@ -56,21 +56,9 @@ class StandaloneBatchNorm(Pass):
     def _convolution(
         self, model: FloatModel, node: Node, params: dict[str, torch.Tensor], derived: dict[str, Derived]
     ) -> list[Node]:
-        rank = max(len(node.shape), 3)
-        spatial = rank - 2
         weight, bias = f"{node.name}.factor", f"{node.name}.offset"
         norm, attrs = batch_norm_sources(model, node)
         for name, rule in ((weight, "batch_norm_factor"), (bias, "batch_norm_offset")):
-            derived[name] = Derived(rule, norm, {**attrs, "rank": rank})
+            derived[name] = Derived(rule, norm, {**attrs, "rank": max(len(node.shape), 3)})
             params[name] = evaluate(derived[name], model.sources or model.params)
-        attrs = {"stride": [1] * spatial, "pad_begin": [0] * spatial, "pad_end": [0] * spatial,
-                 "dilation": [1] * spatial, "groups": params[bias].numel()}
-        conv = replace(node, op="conv", params={"weight": weight, "bias": bias}, attrs=attrs)
-        if len(node.shape) > 2:
-            return [conv]
-        wide, flat = f"{node.name}/wide", f"{node.name}/conv"
-        return [
-            replace(node, name=wide, op="reshape", params={}, attrs={"shape": [*node.shape, 1]}),
-            replace(conv, name=flat, inputs=(wide,)),
-            replace(node, op="reshape", inputs=(flat,), params={}, attrs={"shape": list(node.shape)}),
-        ]
+        return per_channel(node, node.inputs[0], {"weight": weight, "bias": bias}, params[bias].numel())
