@@ -173,3 +173,17 @@ def test_norms_of_more_values_than_the_kernel_takes_are_split_further() -> None:
     net, x = nn.GroupNorm(1, 2), torch.randn(4, 2, 100, 100)
     q = intact.quantize(net, [x], target="fixed_point", progress=False)
     assert "rsqrt" in {n.op for n in q.graph} and decibels(net, q, x) > 30
+
+
+@pytest.mark.parametrize("way", range(3))
+def test_a_written_rms_norm_stays_float_where_there_are_floats(way: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = tokens(Written(way)), torch.randn(64, 9, 16) * (0.7 * torch.randn(64, 9, 1)).exp()
+    q = intact.quantize(net, [x], progress=False)
+    assert [n.op for n in q.graph] == ["input", "linear", "aten", "linear"]
+    assert decibels(net, q, x) > 20  # -2 with squares in 8 bits
+    assert intact.export(q, tmp_path / "net.onnx").codes_differ == 0
+    qfloat = intact.quantize_qat(net, example_inputs=x)
+    qfloat(x).square().mean().backward()
+    grads = {name: p.grad for name, p in qfloat.named_parameters()}
+    assert way == 2 or next(g for name, g in grads.items() if name.endswith("1.weight")) is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from intact.graph import FloatModel, Node
 from intact.graph.passes import (
     FuseActivation,
+    JoinRMSNorm,
     Pass,
     SplitGroupNorm,
     SplitLayerNorm,
@@ -20,6 +21,8 @@ __all__ = ["lowered"]
 def lowered(model: FloatModel, target: TargetLike) -> FloatModel:
     """The model with norms and PReLUs split, where the target computes no floats and has kernels for the parts only.
 
+    Where it has floats, an RMS norm that the model writes itself becomes one operation, in float like torch's own.
+
     Raises:
         CaptureError: if an output would change.
 
@@ -31,7 +34,7 @@ def lowered(model: FloatModel, target: TargetLike) -> FloatModel:
     """
     where = get_target(target)
     if where.float_operations:
-        return model
+        return transform(model, [JoinRMSNorm()]) if JoinRMSNorm().fitting(model) else model
     known = where.rules.keys()
     splits_norms = SplitLayerNorm.parts <= known
     if SplitPReLU.parts <= known:

@@ -6,6 +6,7 @@ from intact.graph.passes.base import Pass, transform
 from intact.graph.passes.equalize import EqualizeChannels
 from intact.graph.passes.fold_batch_norm import FoldBatchNorm, split_sources
 from intact.graph.passes.fuse_activation import FuseActivation
+from intact.graph.passes.join_rms_norm import JoinRMSNorm
 from intact.graph.passes.order_operands import OrderOperands
 from intact.graph.passes.smooth_channels import SmoothChannels
 from intact.graph.passes.split_group_norm import SplitGroupNorm
@@ -20,6 +21,7 @@ __all__ = [
     "EqualizeChannels",
     "FoldBatchNorm",
     "FuseActivation",
+    "JoinRMSNorm",
     "OrderOperands",
     "Pass",
     "SmoothChannels",

@@ -15,9 +15,9 @@ from intact.graph.ir import Node
 from intact.graph.passes.base import Pass
 from intact.graph.passes.norm_parts import Parts
 
-__all__ = ["SplitRMSNorm"]
+__all__ = ["RMS_NORM", "SplitRMSNorm"]
 
-_ATEN = "aten.rms_norm.default"
+RMS_NORM = "aten.rms_norm.default"
 
 
 @derivation("twice")
@@ -89,7 +89,7 @@ class SplitRMSNorm(Pass):
 
 
 def _torch_norm(node: Node) -> _Found | None:
-    if node.attrs["target"] != _ATEN or node.attrs["kwargs"]:
+    if node.attrs["target"] != RMS_NORM or node.attrs["kwargs"]:
         return None
     _, shape, weight, eps = (*node.attrs["args"], None, None)[:4]
     if len(node.inputs) != 1 or node.dtype != "float32" or any(not isinstance(d, int) for d in shape):
