@@ -31,7 +31,7 @@ VECTORS = ["conv with batch norm", "transposed conv1d", "transposed conv2d", "co
 
 
 class Norms(nn.Module):
-    """What is split where there are integers only."""
+    """What is split where there are integers only, and joined where there are floats."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Norms(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.rms(self.slope(torch.relu(self.group(x))))
-        return y
+        return y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6)
 
 
 @functools.cache
