@@ -240,13 +240,12 @@ class Coarse(nn.Module):
         return y
 
 
-def test_a_step_too_fine_for_xnnpack_is_raised_and_noted() -> None:
+def test_an_operand_that_is_too_coarse_for_xnnpack_is_refused_by_name() -> None:
     x = 1000 * torch.randn(64, 4)
-    q, exact = (intact.quantize(Coarse(), [x], target=t, progress=False) for t in ("litert", "litert_reference"))
-    assert certified(q, x).clean and certified(exact, x).clean
-    assert [where for where, note in q.info["notes"] if "raised" in note] == ["clamp"]
-    assert float(q.qparams["clamp"].scale) == pytest.approx(float(q.qparams["x"].scale) / 256, rel=1e-4)
-    assert not [where for where, note in exact.info["notes"] if "raised" in note]
+    with pytest.raises(PlanError, match="XNNPACK has no kernel") as caught:
+        intact.quantize(Coarse(), [x], target="litert", progress=False)
+    assert "litert_reference" in str(caught.value)
+    assert certified(intact.quantize(Coarse(), [x], target="litert_reference", progress=False), x).clean
 
 
 class Beyond(nn.Module):

@@ -44,7 +44,7 @@ def with_coarse_steps(
             if not plan.decisions[node.name].integer or not isinstance(plan.edges[node.name], (Free, Joined)):
                 continue
             finest = _finest(plan, node, known, weights)
-            if float(known[node.name].scale) >= finest:
+            if float(known[node.name].scale) >= finest or _clamped_below(node, known[node.name], finest):
                 continue
             raised, scale = True, torch.tensor(finest * _ABOVE, dtype=torch.float32)
             scale = next_power_of_two(scale) if _powers(plan, node.name) else scale
@@ -55,6 +55,12 @@ def with_coarse_steps(
         if not raised:
             break
     return known
+
+
+def _clamped_below(node: Node, q: QParams, finest: float) -> bool:
+    """Whether the model itself clamps to so little that codes would be lost: the kernel refuses that, by name."""
+    low, high = node.attrs.get("activation") or (-math.inf, math.inf)
+    return bool(high - low < finest * (q.qtype.qmax - q.qtype.qmin))
 
 
 def _root(plan: Plan, known: Mapping[str, QParams], name: str) -> str:
