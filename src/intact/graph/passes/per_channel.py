@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,10 @@ from intact.graph.derive import Derived, derivation, evaluate
 from intact.graph.float_model import FloatModel
 from intact.graph.ir import Node
 
-__all__ = ["channel_params", "per_channel"]
+__all__ = ["channel_params", "made_of_others", "per_channel"]
+
+#: the nodes in the place of one, and what they add to the parameters and to how those are made
+Made = Callable[[Node, dict[str, Tensor], dict[str, Derived]], list[Node]]
 
 
 @derivation("channel_factor")
@@ -63,3 +66,10 @@ def per_channel(
         replace(conv, name=flat, inputs=(wide,), shape=(*node.shape, 1)),
         replace(plain, name=name, inputs=(flat,), attrs={"shape": list(node.shape)}),
     ]
+
+
+def made_of_others(model: FloatModel, fits: Callable[[Node], bool], made: Made) -> FloatModel:
+    """The model with every node that fits replaced by what is made of it."""
+    params, derived = dict(model.params), dict(model.derived)
+    nodes = [new for node in model.graph for new in (made(node, params, derived) if fits(node) else [node])]
+    return model.with_graph(model.graph.rewritten(nodes), params, derived)

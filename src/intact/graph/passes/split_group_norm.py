@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from torch import Tensor
+
+from intact.graph.derive import Derived
 from intact.graph.float_model import FloatModel
 from intact.graph.ir import Node
 from intact.graph.passes.base import Pass
-from intact.graph.passes.per_channel import channel_params, per_channel
+from intact.graph.passes.per_channel import channel_params, made_of_others, per_channel
 
 __all__ = ["SplitGroupNorm"]
 
@@ -28,18 +31,13 @@ class SplitGroupNorm(Pass):
 
     def run(self, model: FloatModel) -> FloatModel:
         """Split every group norm that can be."""
-        nodes: list[Node] = []
-        params, derived = dict(model.params), dict(model.derived)
-        for node in model.graph:
-            if not self.fits(node):
-                nodes.append(node)
-                continue
-            normal = f"{node.name}/normal" if "weight" in node.params else node.name
-            nodes += _normalised(node, normal)
-            if "weight" in node.params:
-                roles = channel_params(model, node, params, derived)
-                nodes += per_channel(node, normal, roles, int(node.shape[1]))
-        return model.with_graph(model.graph.rewritten(nodes), params, derived)
+        def made(node: Node, params: dict[str, Tensor], derived: dict[str, Derived]) -> list[Node]:
+            if "weight" not in node.params:
+                return _normalised(node, node.name)
+            normal, roles = f"{node.name}/normal", channel_params(model, node, params, derived)
+            return [*_normalised(node, normal), *per_channel(node, normal, roles, int(node.shape[1]))]
+
+        return made_of_others(model, self.fits, made)
 
     def ensures(self, model: FloatModel) -> str | None:
         """What is left has free sizes or too many axes."""

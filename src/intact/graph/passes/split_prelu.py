@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from torch import Tensor
+
+from intact.graph.derive import Derived
 from intact.graph.float_model import FloatModel
 from intact.graph.ir import Node
 from intact.graph.passes.base import Pass
-from intact.graph.passes.per_channel import channel_params, per_channel
+from intact.graph.passes.per_channel import channel_params, made_of_others, per_channel
 
 __all__ = ["SplitPReLU"]
 
@@ -25,20 +28,18 @@ class SplitPReLU(Pass):
 
     def run(self, model: FloatModel) -> FloatModel:
         """Split every PReLU that can be."""
-        nodes: list[Node] = []
-        params, derived = dict(model.params), dict(model.derived)
-        for node in model.graph:
-            if not self.fits(node):
-                nodes.append(node)
-                continue
+        def made(node: Node, params: dict[str, Tensor], derived: dict[str, Derived]) -> list[Node]:
             roles = channel_params(model, node, params, derived)
             above, below, scaled = (f"{node.name}/{part}" for part in ("positive", "negative", "scaled"))
             plain = replace(node, params={}, attrs={})
-            nodes.append(replace(plain, name=above, op="relu"))
-            nodes.append(replace(plain, name=below, op="clamp", attrs={"low": -math.inf, "high": 0.0}))
-            nodes += per_channel(plain, below, roles, model.params[node.params["weight"]].numel(), scaled)
-            nodes.append(replace(plain, op="add", inputs=(above, scaled)))
-        return model.with_graph(model.graph.rewritten(nodes), params, derived)
+            return [
+                replace(plain, name=above, op="relu"),
+                replace(plain, name=below, op="clamp", attrs={"low": -math.inf, "high": 0.0}),
+                *per_channel(plain, below, roles, model.params[node.params["weight"]].numel(), scaled),
+                replace(plain, op="add", inputs=(above, scaled)),
+            ]
+
+        return made_of_others(model, self.fits, made)
 
     def ensures(self, model: FloatModel) -> str | None:
         """What is left has too few or too many axes."""
