@@ -6,6 +6,10 @@
 * ``torch.ops.onednn.qlinear_prepack`` and ``qlinear_pointwise``: the same product of uint8 and int8, with the weight
   laid out once, and scaled as it is written. Used only where :func:`packed_matmul_is_exact` has found its float32
   results equal to those of the loop.
+* ``torch._make_per_channel_quantized_tensor``, ``torch.ops.quantized.linear_prepack`` and
+  ``linear_with_input_q_dq_qweight_dq_output_fp32``: the same product once more, by fbgemm. For few rows the others lay
+  the weight out in each call, or cost more than the product. Used only where :func:`few_rows_is_exact` has found its
+  float32 results equal to those of the loop (x86 without VNNI saturates).
 * ``torch.ops.quantized.embedding_bag_byte_prepack``: fbgemm's row-wise codes in one pass over memory; torch has no
   other kernel that finds the range of every row and rounds to it. Its operands are plain tensors. Used only where
   :func:`intact.arithmetic.quantize_rows` has found its results equal to those of torch's elementwise operations.
@@ -26,16 +30,23 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["ROW_MARGIN", "causal_only_where_said", "compiled", "fingerprint", "fused_rows", "gru_steps", "int8_matmul",
-           "lstm_steps", "pack_matrix", "packed_matmul", "packed_matmul_is_exact", "rows_times_weight",
-           "tensors_of"]
+__all__ = ["ROW_MARGIN", "FewRows", "causal_only_where_said", "compiled", "few_rows_is_exact", "fingerprint",
+           "fused_rows", "gru_steps", "int8_matmul", "lstm_steps", "pack_few_rows", "pack_matrix", "packed_matmul",
+           "packed_matmul_is_exact", "rows_times_weight", "tensors_of"]
 
 ROW_MARGIN = 8  #: columns behind the codes of :func:`fused_rows`: two float32 numbers
+if TYPE_CHECKING:
+    FewRows: TypeAlias = Any
+else:
+    try:
+        FewRows = torch.classes.quantized.LinearPackedParamsBase  #: what :func:`pack_few_rows` gives
+    except (RuntimeError, AttributeError):  # gone from this version of torch
+        FewRows = Tensor
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
@@ -169,6 +180,47 @@ def packed_matmul_is_exact() -> bool:
     return True
 
 
+def pack_few_rows(w: Tensor, scale: Tensor) -> Any:
+    """An int8 matrix (n, k) and the float32 scale of its rows (n,) in the layout for products with 2 to 30 rows."""
+    with warnings.catch_warnings(), torch.inference_mode(False):
+        warnings.simplefilter("ignore")  # tensors of quantized types are deprecated; this one does not outlast the call
+        zeros = torch.zeros(len(w), dtype=torch.int64)
+        made = torch._make_per_channel_quantized_tensor(w.clone(), scale.to(torch.float64), zeros, 0)
+        return torch.ops.quantized.linear_prepack(made, None)
+
+
+def _few_rows(codes: Tensor, few: FewRows) -> Tensor:
+    """``float32(codes @ w.T) * scale`` for uint8 codes (m, k)."""
+    y: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+        codes.to(torch.float32), 1.0, 0, few)
+    return y
+
+
+@lru_cache(maxsize=4)
+def _few_rows_of(engine: str) -> bool:
+    g = torch.Generator().manual_seed(0)
+    for m, k, n in ((2, 2, 1), (3, 33, 7), (5, 64, 17), (16, 576, 64), (23, 257, 31)):
+        for extreme in (True, False):
+            x = torch.randint(0, 256, (m, k), generator=g, dtype=torch.uint8)
+            w = torch.randint(-127, 128, (n, k), generator=g, dtype=torch.int8)
+            if extreme:
+                x, w = torch.where(x < 64, 0, 255).to(torch.uint8), torch.where(w < 0, -127, 127).to(torch.int8)
+            scale = torch.rand(n, generator=g) + 0.01
+            try:
+                found = _few_rows(x, pack_few_rows(w, scale))
+            except (RuntimeError, AttributeError):  # not compiled for this CPU, or gone from this version of torch
+                return False
+            if not torch.equal(found, (x.to(torch.int32) @ w.to(torch.int32).t()).to(torch.float32) * scale):
+                return False
+    return True
+
+
+def few_rows_is_exact() -> bool:
+    """Whether products with :func:`pack_few_rows` exist here and equal the scalar loop on hard cases."""
+    engine = torch.backends.quantized.engine  # which kernels torch lays weights out for: the user's to choose
+    return engine in ("x86", "fbgemm") and _few_rows_of(engine)
+
+
 @lru_cache(maxsize=16)
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of tensors without Python between its operations; the function itself where that cannot be."""
@@ -183,7 +235,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def rows_times_weight(
     x: Tensor, codes: Tensor, packed: Tensor | None, scale: Tensor, zeros: Tensor, offsets: Tensor,
-    bias: Tensor | None, scratch: Tensor,
+    bias: Tensor | None, scratch: Tensor, few: FewRows | None,
 ) -> Tensor | None:
     """``(codes_x @ codes.T * scale) * step + (low * offsets + bias)``, the steps of ``product`` in one function.
 
@@ -196,6 +248,7 @@ def rows_times_weight(
         offsets: float32 (n,).
         bias: float32 (n,), or for each row (m, n).
         scratch: float32 (at least n,), without ``packed`` (at least m * n,); overwritten.
+        few: the codes and scale from :func:`pack_few_rows`; None to do without.
 
     Returns:
         float32 (..., n); None if x is not float32, is elsewhere than the codes, has no rows or not k columns, or if not
@@ -214,7 +267,9 @@ def rows_times_weight(
         tail, at = rows.narrow(1, k, 8).clone(), 0
     step = torch.empty(0).set_(tail, at, [m, 1], [at + 2, 1]).add(1e-8 / 255.0)
     low = torch.empty(0).set_(tail, at + 1, [m, 1], [at + 2, 1])
-    if packed is None:
+    if few is not None:
+        y = _few_rows(rows.narrow(1, 0, k), few)
+    elif packed is None:
         acc = torch.empty(0, dtype=torch.int32)
         acc.set_(scratch, 0, [m, n], [n, 1])  # type: ignore[call-overload]
         y = torch.empty(m, n).copy_(torch._int_mm(rows.narrow(1, 0, k), codes.t(), out=acc)).mul_(scale)
@@ -244,11 +299,14 @@ def _scale_rows(
         torch.mul(low, offsets, out=base)
     else:
         torch.addcmul(added, low, offsets, out=base)
+    if added is not None and added.dim() == 2:
+        return torch.addcmul(base, y, step, out=y)
     return y.mul_(step).add_(base)
 
 
 def lstm_steps(
-    x: Tensor, h: Tensor, c: Tensor, wide: Tensor, scale: Tensor, offsets: Tensor, out: Tensor, reverse: bool
+    x: Tensor, h: Tensor, c: Tensor, wide: Tensor, scale: Tensor, offsets: Tensor, out: Tensor, reverse: bool,
+    few: FewRows | None,
 ) -> tuple[Tensor, Tensor]:
     """All steps of an LSTM whose hidden state is quantized at every step, as ``step_of`` and ``product`` do them.
 
@@ -261,32 +319,38 @@ def lstm_steps(
         offsets: likewise.
         out: the hidden state after every step, (steps, rows, hidden), is written here.
         reverse: from the last step to the first.
+        few: the weight from :func:`pack_few_rows`; None to do without.
     """
     steps, rows, size = out.shape[0], out.shape[1], out.shape[2]
     acc = torch.empty(rows, 4 * size, dtype=torch.int32)
-    real, base, opened = torch.empty(rows, 4 * size), torch.empty(rows, 4 * size), torch.empty(rows, 4 * size)
-    i, f, _, o = opened.split(size, 1)
+    real, base = torch.empty(rows, 4 * size), torch.empty(rows, 4 * size)
+    i, f, _, o = base.split(size, 1)
     inner = base.narrow(1, 2 * size, size)
     new, t = torch.empty(rows, size), c.clone()
     c = c.clone()
     step, low, wider, at, w = torch.empty(0), torch.empty(0), torch.empty(rows, 1), size // 4, wide.t()
-    xs, outs = x.unbind(0), out.unbind(0)
+    xs, outs, least = x.unbind(0), out.unbind(0), torch.full((1,), 1e-8 / 255.0)
     for n in range(steps):
         s = steps - 1 - n if reverse else n
         codes = torch.ops.quantized.embedding_bag_byte_prepack(h)
-        torch.add(step.set_(codes, at, [rows, 1], [at + 2, 1]), 1e-8 / 255.0, out=wider)
+        torch.add(step.set_(codes, at, [rows, 1], [at + 2, 1]), least, out=wider)
         low.set_(codes, at + 1, [rows, 1], [at + 2, 1])
-        torch._int_mm(codes, w, out=acc)
+        if few is None:
+            real.copy_(torch._int_mm(codes, w, out=acc)).mul_(scale)
+        else:
+            real = _few_rows(codes.narrow(1, 0, size), few)
         torch.addcmul(xs[s], low, offsets, out=base)
-        base.add_(real.copy_(acc).mul_(scale).mul_(wider))
-        torch.sigmoid(base, out=opened)  # of one gate in vain: a call more would take longer
-        c.mul_(f).addcmul_(i, torch.tanh(inner, out=new))
+        base.addcmul_(real, wider)
+        torch.tanh(inner, out=new)
+        base.sigmoid_()  # of one gate in vain: a call more would take longer
+        c.mul_(f).addcmul_(i, new)
         h = torch.mul(o, torch.tanh(c, out=t), out=outs[s])
     return h, c
 
 
 def gru_steps(
-    x: Tensor, xn: Tensor, h: Tensor, wide: Tensor, scale: Tensor, offsets: Tensor, out: Tensor, reverse: bool
+    x: Tensor, xn: Tensor, h: Tensor, wide: Tensor, scale: Tensor, offsets: Tensor, out: Tensor, reverse: bool,
+    few: FewRows | None,
 ) -> Tensor:
     """All steps of a GRU; the operands are those of :func:`lstm_steps`, but for three gates.
 
@@ -299,23 +363,26 @@ def gru_steps(
         offsets: likewise.
         out: the hidden states.
         reverse: the direction.
+        few: the weight.
     """
     steps, rows, size = out.shape[0], out.shape[1], out.shape[2]
     acc = torch.empty(rows, 3 * size, dtype=torch.int32)
-    real, base, opened = torch.empty(rows, 3 * size), torch.empty(rows, 3 * size), torch.empty(rows, 3 * size)
-    r, z, _ = opened.split(size, 1)
-    inner, new = base.narrow(1, 2 * size, size), torch.empty(rows, size)
+    real, base, new = torch.empty(rows, 3 * size), torch.empty(rows, 3 * size), torch.empty(rows, size)
+    (r, z, inner), opened = base.split(size, 1), base.narrow(1, 0, 2 * size)
     step, low, wider, at, w = torch.empty(0), torch.empty(0), torch.empty(rows, 1), size // 4, wide.t()
-    xs, ns, outs = x.unbind(0), xn.unbind(0), out.unbind(0)
+    xs, ns, outs, least = x.unbind(0), xn.unbind(0), out.unbind(0), torch.full((1,), 1e-8 / 255.0)
     for n in range(steps):
         s = steps - 1 - n if reverse else n
         codes = torch.ops.quantized.embedding_bag_byte_prepack(h)
-        torch.add(step.set_(codes, at, [rows, 1], [at + 2, 1]), 1e-8 / 255.0, out=wider)
+        torch.add(step.set_(codes, at, [rows, 1], [at + 2, 1]), least, out=wider)
         low.set_(codes, at + 1, [rows, 1], [at + 2, 1])
-        torch._int_mm(codes, w, out=acc)
+        if few is None:
+            real.copy_(torch._int_mm(codes, w, out=acc)).mul_(scale)
+        else:
+            real = _few_rows(codes.narrow(1, 0, size), few)
         torch.addcmul(xs[s], low, offsets, out=base)
-        base.add_(real.copy_(acc).mul_(scale).mul_(wider))
-        torch.sigmoid(base, out=opened)
+        base.addcmul_(real, wider)
+        opened.sigmoid_()
         torch.addcmul(ns[s], r, inner, out=new)
         h = torch.lerp(new.tanh_(), h, z, out=outs[s])
     return h

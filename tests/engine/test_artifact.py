@@ -163,6 +163,7 @@ codes = q.codes(data["x"])
 assert not [m for m in sys.modules if m.startswith("tests")]
 assert all(torch.equal(codes[k], data[f"codes/{k}"]) for k in codes)
 assert torch.equal(q(data["x"]), data["y"])
+assert "torch._dynamo" not in sys.modules  # takes longer to import than all else
 """
 
 def python(script: str, *args: object, **env: str) -> None:

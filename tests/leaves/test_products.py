@@ -61,11 +61,12 @@ def test_one_function_gives_the_numbers_of_the_steps(
         patch.setattr(products, "_fused_is_exact", lambda: False)
         assert torch.equal(fast, product(x, w, added))
     flat = None if added is None else added.reshape(-1, n)
-    steps = products._by_steps(x.reshape(-1, k), w.derived(), flat if bias == "whole" else added, fast=False)
+    steps = products._by_steps(x.reshape(-1, k), w.derived(), flat if bias == "whole" and lead else added, fast=False)
     assert torch.equal(fast.reshape(-1, n), steps) and fast.shape == (*lead, n)
 
 
-@pytest.mark.parametrize(("m", "k", "n"), [(12, 36, 5500), (130, 96, 520), (300, 33, 260), (2, 8, 40000)])
+@pytest.mark.parametrize(("m", "k", "n"), [(12, 36, 5500), (130, 96, 520), (300, 33, 260), (2, 8, 40000),
+                                           (2, 515, 260), (23, 300, 700), (24, 300, 700)])
 def test_results_of_any_number_are_those_of_the_steps(m: int, k: int, n: int) -> None:
     w, bias = encode(torch.randn(n, k), Dynamic()), torch.randn(n)
     x = torch.randn(m, k)

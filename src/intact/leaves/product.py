@@ -27,6 +27,7 @@ from intact.types import PerToken
 __all__ = ["product", "scaled_products"]
 
 _CHUNK = 1 << 16  # float32 numbers at a time: what several passes touch stays in a core's cache
+_LARGE = 1 << 20  # numbers of a weight: to lay them out anew costs more than the packed kernel's fixed cost
 _PACKED = 12  # rows: for fewer the fixed cost of the packed kernel is more than it saves
 
 
@@ -117,21 +118,30 @@ def _integer(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
 
 
 def _by_steps(x: Tensor, derived: Derived, bias: Tensor | None, *, fast: bool = True) -> Tensor:
-    """Roundings are those of ONNX Runtime: one for ``bias + low * offsets``, one for what is added to it."""
+    """Roundings are those of ONNX Runtime: one for ``bias + low * offsets``, one for what is added to it.
+
+    What is added to every row apart is what a recurrent layer adds, whose sigmoids no runtime rounds alike: there the
+    second sum is one operation with its product, and rounds once.
+    """
     codes, step, low = quantize_rows(x, fast=fast)
     base = low * derived.offsets if bias is None else torch.addcmul(bias, low, derived.offsets)
-    return scaled_products(codes, derived, fast=fast).mul_(step).add_(base)
+    scaled = scaled_products(codes, derived, fast=fast)
+    if bias is not None and bias.ndim == 2:
+        return base.addcmul_(scaled, step)
+    return scaled.mul_(step).add_(base)
 
 
 def _at_once(x: Tensor, derived: Derived, bias: Tensor | None) -> Tensor | None:
     """The same for x (..., columns) in one function; None if it is not for such x."""
     codes = derived.codes
     rows, columns = codes.shape
-    results = x.numel() // columns * rows
-    packed = derived.packed(ROW_MARGIN) if results > _CHUNK and results >= _PACKED * rows else None
+    count = x.numel() // columns
+    results, few = count * rows, derived.few_rows(count)
+    large = results > _CHUNK or codes.numel() >= _LARGE
+    packed = derived.packed(ROW_MARGIN) if few is None and large and count >= _PACKED else None
     y: Tensor | None = compiled(rows_times_weight)(
         x, codes, packed, derived.row_scale, derived.zeros, derived.offsets, bias,
-        _SCRATCH.floats(max(_CHUNK, results if packed is None else rows)))
+        _SCRATCH.floats(max(_CHUNK, results if packed is None else rows)), few)
     return y
 
 

@@ -75,8 +75,9 @@ def step_of(kind: Kind, recurrent: Recurrent, projection: Callable[[Tensor], Ten
     def gru(x: Inputs, state: State) -> State:
         (h,) = state
         gates = recurrent(h, x[0])
-        r, z, _ = torch.sigmoid(gates).chunk(3, 1)
-        n = torch.tanh(torch.addcmul(x[1], r, gates.chunk(3, 1)[2]))
+        r, z, inner = gates.chunk(3, 1)
+        r, z = torch.sigmoid(gates[:, : 2 * r.shape[1]]).chunk(2, 1)
+        n = torch.tanh(torch.addcmul(x[1], r, inner))
         return (torch.lerp(n, h, z),)
 
     def plain(x: Inputs, state: State) -> State:

@@ -31,6 +31,7 @@ from intact.simulation.ste import anchor
 from intact.simulation.switches import Switched
 from intact.simulation.training import Layout, TrainingPass, folded_factor
 from intact.simulation.tree import child, find_tensor, graft, tensor_at
+from intact.simulation.uncompiled import Uncompiled
 from intact.simulation.weight_quantizer import WeightQuantizer, weight_quantizer
 from intact.types import Fixed, Free, Joined, QParams, Shared
 from intact.types.dims import Sizes
@@ -38,7 +39,7 @@ from intact.types.dims import Sizes
 __all__ = ["QFloatModel"]
 
 
-class QFloatModel(Switched):
+class QFloatModel(Uncompiled, Switched):
     """A prepared model: observes in calibration, simulates the integer model bit for bit, and can be trained.
 
     In evaluation mode ``forward`` gives exactly what the integer model gives (float before calibration), and
@@ -51,6 +52,8 @@ class QFloatModel(Switched):
         plan: of this model.
         schedule: when training observes, quantizes and freezes.
     """
+
+    uncompiled = ("_evaluate", "_advance")  # the deployed arithmetic runs as it is; counting must not be traced
 
     def __init__(self, model: FloatModel, plan: Plan, schedule: Schedule | None = None) -> None:
         super().__init__()
@@ -290,7 +293,6 @@ class QFloatModel(Switched):
             return self._train(args, kwargs)
         return self._evaluate(args, kwargs)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the deployed arithmetic runs as it is
     def _evaluate(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         check_finite(self._float.signature.bind(args, kwargs), self.plan.edges)
         if any(q.watching for q in self.edge_quantizers.values()):
@@ -307,7 +309,6 @@ class QFloatModel(Switched):
         check_finite(self._float.signature.bind(args, kwargs), self.plan.edges)
         return self.program.codes(args, kwargs, integer=False)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # counting must not be traced
     def _advance(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bool, bool, bool]:
         """Count a step, and say what happens in it: observe, quantize, batch statistics."""
         check_float32(self.named_parameters())
