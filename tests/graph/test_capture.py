@@ -358,3 +358,9 @@ def test_what_a_mask_hides_stays_hidden_however_large_the_scores_are() -> None:
     x, mask = torch.randn(4, 6, 8) * 1e3, torch.tensor([True] * 4 + [False] * 2).expand(4, 6)
     found = intact.capture(LargeScores(), {"x": x, "mask": mask}).run({"x": x, "mask": mask})
     torch.testing.assert_close(found, LargeScores()(x, mask))
+
+
+def test_rows_of_which_all_is_hidden_are_noted() -> None:
+    x, mask = torch.randn(4, 6, 8), torch.zeros(4, 6, dtype=torch.bool)
+    found = intact.capture(LargeScores(), {"x": x, "mask": mask})
+    assert any("differs from the model on the example" in text for _, text in found.notes)
