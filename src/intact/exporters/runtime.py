@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import helper
+from onnxruntime.capi import onnxruntime_pybind11_state as bindings
 from torch import Tensor
 
 from intact.errors import ExportError
@@ -22,6 +23,11 @@ from intact.exporters.onnx.functions import FUNCTIONS
 __all__ = ["latencies", "open_session", "optimised_nodes", "results", "run_model", "wrap"]
 
 Array = npt.NDArray[Any]
+
+#: what the bindings raise; these classes have no base of their own
+_FAILURES = (RuntimeError, *(getattr(bindings, name) for name in (
+    "Fail", "RuntimeException", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "NoSuchFile",
+    "EPFail") if hasattr(bindings, name)))
 
 
 def wrap(
@@ -56,7 +62,7 @@ def open_session(
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # what the bindings raise derives from nothing narrower
+    except _FAILURES as error:
         raise ExportError("ONNX Runtime refuses the model", got=str(error).splitlines()[0][:300]) from error
 
 
@@ -68,7 +74,7 @@ def results(session: onnxruntime.InferenceSession, feeds: Mapping[str, Array]) -
     """
     try:
         return [np.asarray(v) for v in session.run(None, dict(feeds))]
-    except Exception as error:  # what the bindings raise derives from nothing narrower
+    except _FAILURES as error:
         sizes = ", ".join(f"{k} {v.shape}" for k, v in feeds.items())
         raise ExportError("ONNX Runtime fails in the model", where=sizes[:200], got=str(error).splitlines()[0][:300],
                           fix="nothing was written; report this model") from error
