@@ -4,12 +4,16 @@
   where :func:`int8_matmul` has found, once in a process, that its results equal the scalar loop's on codes that
   expose 16-bit saturation (x86 without VNNI) and on odd sizes; else the loop is used.
 * ``torch.ops.onednn.qlinear_prepack`` and ``qlinear_pointwise``: the same product of uint8 and int8, with the weight
-  laid out once, and scaled as it is written. Used only where :func:`packed_matmul_is_exact` has found its float32
-  results equal to those of the loop.
+  laid out once, and scaled as it is written. Used only where :func:`intact.proven.packed_matmul_is_exact` has found
+  its float32 results equal to those of the loop.
 * ``torch._make_per_channel_quantized_tensor``, ``torch.ops.quantized.linear_prepack`` and
   ``linear_with_input_q_dq_qweight_dq_output_fp32``: the same product once more, by fbgemm. For few rows the others lay
-  the weight out in each call, or cost more than the product. Used only where :func:`few_rows_is_exact` has found its
-  float32 results equal to those of the loop (x86 without VNNI saturates).
+  the weight out in each call, or cost more than the product. Used only where
+  :func:`intact.proven.few_rows_is_exact` has found its float32 results equal to those of the loop (x86 without VNNI
+  saturates).
+* ``torch._convert_weight_to_int4pack_for_cpu`` and ``_weight_int4pack_mm_for_cpu``: products of bfloat16 with 4-bit
+  codes, which read an eighth of the memory. Used only where :func:`intact.proven.four_bits_are_exact` has found the
+  weights equal.
 * ``torch.ops.quantized.embedding_bag_byte_prepack``: fbgemm's row-wise codes in one pass over memory; torch has no
   other kernel that finds the range of every row and rounds to it. Its operands are plain tensors. Used only where
   :func:`intact.arithmetic.quantize_rows` has found its results equal to those of torch's elementwise operations.
@@ -35,9 +39,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["ROW_MARGIN", "FewRows", "causal_only_where_said", "compiled", "few_rows_is_exact", "fingerprint",
-           "fused_rows", "gru_steps", "int8_matmul", "lstm_steps", "pack_few_rows", "pack_matrix", "packed_matmul",
-           "packed_matmul_is_exact", "rows_times_weight", "tensors_of"]
+__all__ = ["ROW_MARGIN", "FewRows", "causal_only_where_said", "compiled", "few_rows_matmul", "fingerprint",
+           "four_bit_matmul", "fused_rows", "gru_steps", "int8_matmul", "lstm_steps", "pack_few_rows", "pack_four_bits",
+           "pack_matrix", "packed_matmul", "rows_times_weight", "tensors_of"]
 
 ROW_MARGIN = 8  #: columns behind the codes of :func:`fused_rows`: two float32 numbers
 if TYPE_CHECKING:
@@ -156,30 +160,6 @@ def _no_zero_points(count: int) -> Tensor:
         return torch.zeros(count, dtype=torch.int32)
 
 
-@lru_cache(maxsize=1)
-def packed_matmul_is_exact() -> bool:
-    """Whether :func:`packed_matmul` exists here and equals the scalar loop on hard cases."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    generator = torch.Generator().manual_seed(0)
-    for m, k, n in ((16, 2, 1), (16, 33, 7), (17, 64, 16), (64, 576, 64), (130, 257, 31)):
-        for extreme in (True, False):
-            x = torch.randint(0, 256, (m, k), generator=generator, dtype=torch.uint8)
-            w = torch.randint(-127, 128, (n, k), generator=generator, dtype=torch.int8)
-            if extreme:
-                x, w = torch.where(x < 64, 0, 255).to(torch.uint8), torch.where(w < 0, -127, 127).to(torch.int8)
-            scale = torch.rand(n, generator=generator) + 0.01
-            zero = int(torch.randint(0, 256, (), generator=generator)) if m % 2 else 0
-            try:
-                fast = packed_matmul(x, pack_matrix(w), scale, zero)
-            except (RuntimeError, AttributeError):  # not compiled for this CPU, or gone from this version of torch
-                return False
-            exact = (x.to(torch.int32) - zero) @ w.to(torch.int32).t()
-            if not torch.equal(fast, exact.to(torch.float32) * scale):
-                return False
-    return True
-
-
 def pack_few_rows(w: Tensor, scale: Tensor) -> Any:
     """An int8 matrix (n, k) and the float32 scale of its rows (n,) in the layout for products with 2 to 30 rows."""
     with warnings.catch_warnings(), torch.inference_mode(False):
@@ -189,36 +169,29 @@ def pack_few_rows(w: Tensor, scale: Tensor) -> Any:
         return torch.ops.quantized.linear_prepack(made, None)
 
 
-def _few_rows(codes: Tensor, few: FewRows) -> Tensor:
+def few_rows_matmul(codes: Tensor, few: FewRows) -> Tensor:
     """``float32(codes @ w.T) * scale`` for uint8 codes (m, k)."""
     y: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
         codes.to(torch.float32), 1.0, 0, few)
     return y
 
 
-@lru_cache(maxsize=4)
-def _few_rows_of(engine: str) -> bool:
-    g = torch.Generator().manual_seed(0)
-    for m, k, n in ((2, 2, 1), (3, 33, 7), (5, 64, 17), (16, 576, 64), (23, 257, 31)):
-        for extreme in (True, False):
-            x = torch.randint(0, 256, (m, k), generator=g, dtype=torch.uint8)
-            w = torch.randint(-127, 128, (n, k), generator=g, dtype=torch.int8)
-            if extreme:
-                x, w = torch.where(x < 64, 0, 255).to(torch.uint8), torch.where(w < 0, -127, 127).to(torch.int8)
-            scale = torch.rand(n, generator=g) + 0.01
-            try:
-                found = _few_rows(x, pack_few_rows(w, scale))
-            except (RuntimeError, AttributeError):  # not compiled for this CPU, or gone from this version of torch
-                return False
-            if not torch.equal(found, (x.to(torch.int32) @ w.to(torch.int32).t()).to(torch.float32) * scale):
-                return False
-    return True
+def pack_four_bits(codes: Tensor) -> Tensor:
+    """4-bit codes, uint8 (n, k), n a multiple of 16, in the layout of :func:`four_bit_matmul`: two a byte."""
+    parts = [part.to(torch.int32) for part in codes.split(1024)]  # as a whole they would take 8 times as much
+    return torch.cat([torch._convert_weight_to_int4pack_for_cpu(part, 1) for part in parts])
 
 
-def few_rows_is_exact() -> bool:
-    """Whether products with :func:`pack_few_rows` exist here and equal the scalar loop on hard cases."""
-    engine = torch.backends.quantized.engine  # which kernels torch lays weights out for: the user's to choose
-    return engine in ("x86", "fbgemm") and _few_rows_of(engine)
+def four_bit_matmul(x: Tensor, packed: Tensor, size: int, scales: Tensor) -> Tensor:
+    """``x @ w.T`` for bfloat16 x (m, k), ``w = (codes - 8) * scales[..., 0] + scales[..., 1]``, in bfloat16.
+
+    Args:
+        x: activations.
+        packed: from :func:`pack_four_bits`.
+        size: of a group: 32, 64, 128 or 256, a divisor of k.
+        scales: bfloat16 (k / size, n, 2).
+    """
+    return torch._weight_int4pack_mm_for_cpu(x, packed, size, scales)
 
 
 @lru_cache(maxsize=16)
@@ -268,7 +241,7 @@ def rows_times_weight(
     step = torch.empty(0).set_(tail, at, [m, 1], [at + 2, 1]).add(1e-8 / 255.0)
     low = torch.empty(0).set_(tail, at + 1, [m, 1], [at + 2, 1])
     if few is not None:
-        y = _few_rows(rows.narrow(1, 0, k), few)
+        y = few_rows_matmul(rows.narrow(1, 0, k), few)
     elif packed is None:
         acc = torch.empty(0, dtype=torch.int32)
         acc.set_(scratch, 0, [m, n], [n, 1])  # type: ignore[call-overload]
@@ -338,7 +311,7 @@ def lstm_steps(
         if few is None:
             real.copy_(torch._int_mm(codes, w, out=acc)).mul_(scale)
         else:
-            real = _few_rows(codes.narrow(1, 0, size), few)
+            real = few_rows_matmul(codes.narrow(1, 0, size), few)
         torch.addcmul(xs[s], low, offsets, out=base)
         base.addcmul_(real, wider)
         torch.tanh(inner, out=new)
@@ -379,7 +352,7 @@ def gru_steps(
         if few is None:
             real.copy_(torch._int_mm(codes, w, out=acc)).mul_(scale)
         else:
-            real = _few_rows(codes.narrow(1, 0, size), few)
+            real = few_rows_matmul(codes.narrow(1, 0, size), few)
         torch.addcmul(xs[s], low, offsets, out=base)
         base.addcmul_(real, wider)
         opened.sigmoid_()

@@ -17,7 +17,8 @@ from intact.leaves.group_codes import group_codes, pack, unpack
 from intact.leaves.how import Dynamic, LeafHow, WeightOnly
 from intact.leaves.product import product, scaled_products
 from intact.leaves.weight import QWeight, encode
-from intact.private import pack_matrix, packed_matmul, packed_matmul_is_exact
+from intact.private import pack_matrix, packed_matmul
+from intact.proven import packed_matmul_is_exact
 from intact.types import PerChannel, PerGroup, PerTensor, PerToken
 
 SIZES = st.integers(1, 40)

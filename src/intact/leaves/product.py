@@ -11,6 +11,7 @@ from torch import Tensor
 from intact.arithmetic import quantize_rows, quantize_tensor, tensor_range
 from intact.errors import IntactError
 from intact.leaves.decoded import decoded_product
+from intact.leaves.four_bits import four_bit_product
 from intact.leaves.how import Dynamic
 from intact.leaves.recording import call, recording
 from intact.leaves.weight import Derived, QWeight
@@ -19,9 +20,9 @@ from intact.private import (
     compiled,
     int8_matmul,
     packed_matmul,
-    packed_matmul_is_exact,
     rows_times_weight,
 )
+from intact.proven import packed_matmul_is_exact
 from intact.types import PerToken
 
 __all__ = ["product", "scaled_products"]
@@ -67,12 +68,15 @@ def _check(x: Tensor, weight: QWeight) -> None:
 def _named_or_float(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
     """The operation of a graph, or the product with the weight made float32."""
     _check(x, weight)
-    dtype, x = x.dtype, weight.balanced(x)
+    dtype = x.dtype
     if recording():
-        result: Tensor = call("leaf_product", weight, x, bias)
+        result: Tensor = call("leaf_product", weight, weight.balanced(x), bias)
         return result.to(dtype)
-    rows = x.to(torch.float32).reshape(-1, x.shape[-1])
-    y = decoded_product(rows, weight).view(*x.shape[:-1], weight.shape[0])
+    rows = x.reshape(-1, x.shape[-1])
+    found = four_bit_product(rows, weight)
+    if found is None:
+        found = decoded_product(weight.balanced(rows).to(torch.float32), weight)
+    y = found.view(*x.shape[:-1], weight.shape[0])
     return (y if bias is None else y + bias.to(torch.float32)).to(dtype)
 
 

@@ -15,7 +15,8 @@ from intact.errors import NonFiniteError, PlanError
 from intact.leaves.group_codes import group_codes, pack, unpack
 from intact.leaves.how import Dynamic, Float16, LeafHow, WeightOnly
 from intact.observers import weight_qparams
-from intact.private import ROW_MARGIN, few_rows_is_exact, fingerprint, pack_few_rows, pack_matrix
+from intact.private import ROW_MARGIN, fingerprint, pack_few_rows, pack_matrix
+from intact.proven import few_rows_is_exact
 from intact.types import INT8_NARROW, PerChannel, PerGroup, PerTensor, PerToken
 
 __all__ = ["Derived", "QWeight", "column_sizes", "encode", "skeleton"]
@@ -107,13 +108,14 @@ class QWeight(nn.Module):
         self.register_buffer("zero_point", zero_point)
         self.register_buffer("columns", columns)
         self._derived: tuple[object, Derived] | None = None
+        self._kept: tuple[object, list[Tensor], Any] | None = None
 
     def extra_repr(self) -> str:
         """Shape and encoding."""
         return f"{tuple(self.shape)}, {self.how}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_derived": None}
+        return {**self.__dict__, "_derived": None, "_kept": None}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -140,6 +142,17 @@ class QWeight(nn.Module):
         lasting = not (codes.is_inference() or scale.is_inference())  # those do not say when they are written to
         self._derived = (fingerprint((codes, scale)), derived) if lasting else None
         return derived
+
+    def kept(self, make: Callable[[QWeight], Any]) -> Any:
+        """What ``make`` gives for this weight; made again when the weight was written to. None if nobody can tell."""
+        parts = [t for t in (self.codes, self.scale, self.zero_point) if t is not None]
+        if any(t.is_inference() for t in parts):  # those do not say when they are written to
+            return None
+        mark = fingerprint(parts)
+        if self._kept is None or self._kept[0] != mark:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = mark, parts, make(self)  # the parts stay: their addresses are not to be used again
+        return self._kept[2]
 
     def problem(self) -> str | None:
         """What of codes, scales and zero points cannot be; None if nothing."""
