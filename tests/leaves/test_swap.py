@@ -224,8 +224,15 @@ def test_embeddings_match_torch_in_all_modes() -> None:
                 assert torch.allclose(q(index, ends, w), real(index, ends, w))
     assert torch.equal(intact.quantize_dynamic(nn.Embedding(6, 8))(torch.zeros(0, 3, dtype=torch.long)),
                        torch.zeros(0, 3, 8))
-    with pytest.raises(PlanError, match="max_norm"):
-        intact.quantize_dynamic(nn.Embedding(6, 8, max_norm=1.0))
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_rows_of_a_table_with_max_norm_are_as_they_are_read(kind: type[nn.Module]) -> None:
+    table = kind(6, 8, max_norm=1.0, norm_type=1.0)
+    kept, x = table.weight.detach().clone(), torch.arange(6).reshape(6, 1)
+    q = intact.quantize_dynamic(table)
+    assert torch.equal(table.weight, kept)
+    assert torch.allclose(q(x), table(x).detach(), atol=1e-2) and float(q.weight.abs().sum(1).max()) < 1.01
 
 
 @pytest.mark.parametrize("options", [

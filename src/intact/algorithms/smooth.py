@@ -14,6 +14,7 @@ from intact.calibration import batches
 from intact.errors import CalibrationError
 from intact.graph import FloatModel, Node
 from intact.graph.attention import attention_softmaxes
+from intact.graph.free import first_samples, sample_axis
 from intact.graph.passes import SmoothChannels, transform
 from intact.graph.passes.smooth_channels import Site, smoothable
 from intact.graph.tree import first_tensor
@@ -110,9 +111,9 @@ def _look(model: FloatModel, data: Iterable[Any], sites: Mapping[str, Site]) -> 
     found: dict[str, Seen] = {}
     left = SAMPLES
     for args, kwargs in batches(data, model.signature.names, "smoothing", False):
-        inputs = {k: v[:left] if model.graph[k].shape[:1] == ("batch",) else v
-                  for k, v in model.signature.bind(args, kwargs).items()}
-        count = max((len(v) for k, v in inputs.items() if model.graph[k].shape[:1] == ("batch",)), default=SAMPLES)
+        inputs = first_samples(model.graph, model.signature.bind(args, kwargs), left)
+        count = max((inputs[n.name].shape[axis] for n in model.graph.inputs if (axis := sample_axis(n)) is not None),
+                    default=SAMPLES)
 
         def tap(node: Node, value: Tensor, share: int = ROWS * count // SAMPLES) -> None:
             if node.name in sites:

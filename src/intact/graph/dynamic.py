@@ -18,7 +18,7 @@ from intact.types.dims import BATCH, Sizes, is_dim, line
 
 __all__ = ["Axes", "Dynamic", "axes_of", "by_tensor", "default_name", "differing_axes", "dynamic_of",
            "export_shapes", "given_limits", "long_enough",
-           "multiplied", "stretched", "symbols_in"]
+           "multiplied", "paired", "stretched", "symbols_in"]
 
 #: as ``dynamic_shapes`` of torch.export: an input's name (or place) -> {axis: name or Dim or True}
 Dynamic = Mapping[Any, Any] | Sequence[Any]
@@ -196,7 +196,7 @@ def given_limits(dynamic: Any) -> dict[str, tuple[int, int | None]]:
     return found
 
 
-def _pairs(value: Any, axes: Any, change: Any) -> Any:
+def paired(value: Any, axes: Any, change: Any) -> Any:
     """The structure of ``value`` with every tensor changed, who sees its axes too."""
     own = leaves(axes)
     return map_leaves(value, lambda x: _changed(x, next(own), change))
@@ -213,7 +213,7 @@ def long_enough(value: Any, axes: Any) -> Any:
             x = torch.cat([x, x], axis) if x.shape[axis] == 1 else x
         return x
 
-    return _pairs(value, axes, doubled)
+    return paired(value, axes, doubled)
 
 
 def stretched(value: Any, axes: Any, by: Sizes) -> Any:
@@ -226,7 +226,7 @@ def stretched(value: Any, axes: Any, by: Sizes) -> Any:
                 x = x.index_select(axis, torch.arange(x.shape[axis] + more, device=x.device) % x.shape[axis])
         return x
 
-    return _pairs(value, axes, longer)
+    return paired(value, axes, longer)
 
 
 def symbols_in(value: Any, axes: Any) -> dict[str, int]:

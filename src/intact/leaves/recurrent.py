@@ -236,7 +236,7 @@ class QRecurrent(Leaf):
         gates = [cast(_Cell, cell).gates() for cell in self.cells]
         weights = [t for g in gates for t in (
             *operands(g.weight_ih), *operands(g.weight_hh), *operands(g.weight_hr), g.bias_ih, g.bias_hh)]
-        state = [] if hx is None else list(hx) if self.kind == "lstm" else [hx]
+        state = [] if hx is None else list(self._state(hx, x, x.shape[1], None))
         settings = {"how": how_to_json(self.how), "kind": self.kind, "ways": 2 if self.bidirectional else 1,
                     "hidden": self.hidden_size, "out": self.proj_size or self.hidden_size}
         found: list[Tensor] = torch.ops.intact.leaf_recurrent(x, state, weights, json.dumps(settings))
