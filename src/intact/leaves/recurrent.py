@@ -18,7 +18,7 @@ from intact.errors import IntactError
 from intact.leaves.base import Leaf, MakeWeight, constant
 from intact.leaves.how import Dynamic, LeafHow, how_to_json
 from intact.leaves.product import product
-from intact.leaves.recording import operands, recording
+from intact.leaves.recording import operands, recording, tracing
 from intact.leaves.recurrent_core import (
     Inputs,
     Kind,
@@ -233,6 +233,9 @@ class QRecurrent(Leaf):
 
     def _recorded(self, x: Tensor, hx: Any) -> list[Tensor]:
         """One operation for it all."""
+        if tracing():
+            raise IntactError("torch.jit.trace cannot take a quantized recurrent layer", where=self.mode,
+                              fix="call torch.export.export, or intact.export for ONNX")
         gates = [cast(_Cell, cell).gates() for cell in self.cells]
         weights = [t for g in gates for t in (
             *operands(g.weight_ih), *operands(g.weight_hh), *operands(g.weight_hr), g.bias_ih, g.bias_hh)]

@@ -176,12 +176,21 @@ def swapped(model: nn.Module, chosen: Mapping[str, LeafHow], make: Encode) -> nn
 def _sharing(
     tied: dict[tuple[Any, ...], tuple[Tensor, QWeight]], tables: set[Any], make: Encode, how: LeafHow, path: str
 ) -> MakeWeight:
-    """Codes of a weight, made once for every tensor and encoding."""
+    """Codes of a weight, made once for every tensor and encoding.
+
+    Raises:
+        PlanError: if layers that share a weight ask for different codes.
+    """
 
     def of(weight: Tensor, name: str, *, product: bool = False) -> QWeight:
         product = product and _place(weight) not in tables
         key = (_place(weight), product, _weight_part(how))
         if key not in tied:
+            other = next((k[2] for k in tied if k[0] == key[0] and _codes_part(k[2]) != _codes_part(key[2])), None)
+            if other is not None:
+                raise PlanError("layers that share a weight have different encodings", where=path,
+                                got=f"{_codes_part(key[2])} and {_codes_part(other)}",
+                                fix="give them the same, or copy the weight of one (.clone()) so that they share none")
             # kept with the weight: the address of one that is gone could be that of another
             tied[key] = weight, make(weight, how, f"{path}.{name}" if path else name, product=product)
         return tied[key][1]
@@ -197,6 +206,11 @@ def _place(weight: Tensor) -> tuple[Any, ...]:
 def _weight_part(how: LeafHow) -> object:
     """What of an encoding the codes depend on."""
     return ("int8", how.weight, how.activation, how.balance) if isinstance(how, Dynamic) else how
+
+
+def _codes_part(part: Any) -> str:
+    """What of it the codes themselves depend on, in words."""
+    return f"int8 weights {part[1]}" if isinstance(part, tuple) else str(part)
 
 
 def _leaf(module: nn.Module, how: LeafHow, path: str, make: MakeWeight) -> Leaf:
