@@ -333,3 +333,21 @@ def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
 def test_examples_that_are_none(example: Any) -> None:
     with pytest.raises(CaptureError):
         intact.capture(nn.Linear(3, 2), example)
+
+
+def test_stubs_of_torch_are_identities() -> None:
+    stubs = pytest.importorskip("torch.ao.quantization.stubs")
+
+    class Stubbed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.quant, self.fc, self.dequant = stubs.QuantStub(), nn.Linear(4, 4), stubs.DeQuantStub()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.dequant(self.fc(self.quant(x)))
+            return y
+
+    net, x = Stubbed(), torch.randn(3, 4)
+    for model in (net, stubs.QuantWrapper(nn.Linear(4, 4))):
+        fm = capture(model, x)
+        assert [n.op for n in fm.graph] == ["input", "linear"] and torch.equal(fm(x), model(x))

@@ -166,13 +166,18 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+#: identities and float arithmetic of torch's eager mode, which stand in models that were never converted
+_STUBS = ("QuantStub", "DeQuantStub", "QuantWrapper", "FloatFunctional", "FXFloatFunctional")
+
+
 def _refuse_quantized(model: nn.Module, coded: bool) -> None:
     if not isinstance(model, nn.Module):
         raise CaptureError("the model is not a torch.nn.Module", got=type(model).__name__,
                            fix="pass the float module itself")
     for path, module in model.named_modules():
         name = f"{type(module).__module__}."
-        if name.startswith(("torch.ao.", "torch.nn.quantized.", "torchao.", "intact.simulation.")):
+        if name.startswith(("torch.ao.", "torch.nn.quantized.", "torchao.", "intact.simulation.")) and not (
+                name.startswith("torch.ao.") and type(module).__name__ in _STUBS):
             raise CaptureError("the model is already quantized", where=path or "model",
                                got=type(module).__name__, fix="pass the float model")
         if not coded and name == "intact.leaves.weight.":
