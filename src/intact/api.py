@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -14,8 +14,9 @@ from torch.export import ExportedProgram
 
 from intact.algorithms import correct_bias, smooth, smooth_attention
 from intact.analysis import Latency, Report, Sizes, Statistics, compare_models, tensor_statistics
+from intact.analysis.repeat import as_quantized
 from intact.calibration import calibrate
-from intact.calibration.peek import first_inputs, noted
+from intact.calibration.peek import first_inputs, fixed, noted
 from intact.engine import QModel, convert
 from intact.engine import load as _load_integer
 from intact.engine import save as _save_integer
@@ -25,15 +26,8 @@ from intact.exporters.files import with_options
 from intact.graph import FloatModel
 from intact.graph.capture import capture as _capture_module
 from intact.graph.capture import capture_program as _capture_program
-from intact.graph.dynamic import Dynamic, dynamic_of
-from intact.graph.passes import (
-    DEFAULT_PASSES,
-    EqualizeChannels,
-    Pass,
-    SmoothChannels,
-    repeated_passes,
-    transform,
-)
+from intact.graph.dynamic import Dynamic, dynamic_of, first_free
+from intact.graph.passes import DEFAULT_PASSES, Pass, repeated_passes, transform
 from intact.graph.signature import samples_in
 from intact.leaves import has_leaves, load_leaves, save_leaves
 from intact.planning import Recipe, lowered, plan
@@ -133,11 +127,14 @@ def captured(
     if isinstance(model, FloatModel):
         return as_captured(model, None, dynamic), data
     if isinstance(model, nn.Module) and example_inputs is None:
-        example_inputs, differing, spare, data = first_inputs(model, data)
-        if dynamic is None and differing is not None:
-            with suppress(CaptureError):  # such an axis may be free; if not, a batch is wrong, and is named in its turn
-                return noted(capture(model, example_inputs, dynamic=differing, passes=passes), spare), data
-        return noted(capture(model, example_inputs, dynamic=dynamic, passes=passes), spare), data
+        example_inputs, ways, spare, data = first_inputs(model, data)
+        attempt = partial(capture, model, example_inputs, passes=passes)
+        if dynamic is not None or not ways:
+            return noted(attempt(dynamic=dynamic), spare), data
+        try:
+            return noted(first_free(lambda way: attempt(dynamic=way), ways), spare), data
+        except CaptureError as error:  # the model has one size, or a batch is wrong; that is named in its turn
+            return noted(fixed(attempt(), error), spare), data
     return capture(model, example_inputs, dynamic=dynamic, passes=passes), data
 
 
@@ -360,14 +357,10 @@ def compare(
     """
     if not isinstance(q, QModel):
         raise IntactError("compare takes the integer model second", got=type(q).__name__, allowed="QModel")
-    steps, smoothing = q.info.get("equalization", {}), q.info.get("smoothing", {})
     dynamic = None if isinstance(net, FloatModel) else dynamic_of(q.graph.inputs, q.signature)
-    model, data = captured(net, data, dynamic=dynamic, passes=repeated_passes(steps, smoothing))
-    if steps and not model.equalization:  # a captured model, to which it was not done yet
-        model = transform(model, [EqualizeChannels(steps=steps)])
-    if smoothing and not model.smoothing:
-        model = transform(model, [SmoothChannels(smoothing)])
-    model = lowered(model, q.target)
+    passes = repeated_passes(q.info.get("equalization", {}))
+    model, data = captured(net, data, dynamic=dynamic, passes=passes)
+    model = as_quantized(model, q)
     measured, sizes = _measure(model, q) if latency else (None, None)
     return compare_models(model, q, data, metric=metric, latency=measured, sizes=sizes, progress=progress)
 

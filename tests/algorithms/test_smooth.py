@@ -198,3 +198,44 @@ def test_bad_data_is_named() -> None:
         intact.smooth(fm, [])
     with pytest.raises(intact.CaptureError, match="of another model"):
         transform(fm, [SmoothChannels({"norm": {"steps": [0]}})])
+
+
+class Gated(nn.Module):
+    """A gated feed-forward layer behind an RMS norm, as most language models have it; and one gate in one product."""
+
+    def __init__(self, fused: bool = False) -> None:
+        super().__init__()
+        self.norm, self.fused = nn.RMSNorm(32), fused
+        self.gate, self.up, self.both = nn.Linear(32, 64), nn.Linear(32, 64), nn.Linear(32, 128)
+        self.down = nn.Linear(64, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        gate, up = self.both(y).chunk(2, -1) if self.fused else (self.gate(y), self.up(y))
+        z: Tensor = x + self.down(nn.functional.silu(gate) * up)
+        return z
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_rms_norms_and_gates_take_the_divisors_in(fused: bool) -> None:
+    torch.manual_seed(0)
+    net, x = Gated(fused).eval(), torch.randn(8, 16, 32)
+    with torch.no_grad():
+        net.norm.weight[3] *= 30.0
+        for layer in (net.gate, net.up, net.both):
+            layer.weight[:, 3] /= 30.0
+        rows = net.both.weight[64:] if fused else net.up.weight  # one of the channels of the product is large
+        rows[5] *= 40.0
+        net.down.weight[:, 5] /= 40.0
+    fm = intact.capture(net, x)
+    recipe = intact.Recipe((intact.Rule(intact.op("mul"), intact.FLOAT),))  # as it is beside attention
+    smoothed = intact.smooth(fm, [x], plan=intact.plan(fm, recipe=recipe))
+    assert len(smoothed.smoothing) == 2 and len(smoothed.graph.nodes) == len(fm.graph.nodes)
+
+    def error(model: intact.FloatModel) -> float:
+        q = intact.convert(intact.calibrate(intact.prepare(model, intact.plan(model, recipe=recipe)), [x]))
+        return sqnr(net(x).detach() - x, q(x) - x)
+
+    assert error(smoothed) > error(fm) + 6.0
+    q = intact.quantize(smoothed, [x])
+    assert intact.compare(net, q, [x], latency=False).samples == 8

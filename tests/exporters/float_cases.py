@@ -63,6 +63,15 @@ EXACT: dict[str, Op] = {
     "topk": lambda x: x.topk(3, 1).values, "smallest": lambda x: x.flatten(1).topk(5, 1, largest=False).values,
     "sort": lambda x: x.sort(2).values, "sort descending": lambda x: torch.sort(x, 1, descending=True)[0],
     "argsort": lambda x: torch.argsort(x[:, :, 0, 0] + torch.arange(4) * 1e-3, 1),
+    "clamp of integers": lambda x: x.argmax(1).clamp(1, 2), "clamp of integers by a size":
+        lambda x: x.argmax(1).clamp(max=x.shape[2] - 4), "clamp by a size": lambda x: x.clamp(max=x.shape[0] - 1),
+    "flip of the batch": lambda x: x.flip(0, 1), "repeat by a size": lambda x: x[:1].repeat(x.shape[0], 1, 1, 1),
+    "outer": lambda x: torch.outer(x[:, 0, 0, 0], x[0, 0, 0]), "range of floats":
+        lambda x: x + torch.arange(0.0, float(x.shape[3]), 1.0),
+    "triangle by a size": lambda x: x.tril(x.shape[0] - 3),
+    "smaller of two": lambda x: torch.min(x, x.flip(1)), "larger of two":
+        lambda x: torch.max(x.argmax(1), x.argmin(1)), "type_as": lambda x: x.argmax(1).type_as(x) + x[:, 0],
+    "an empty list of parts": lambda x: torch.cat([torch.tensor([]), x, x], 1),
     "clamp by tensors": lambda x: torch.clamp(x, x.flip(1) - 1, x.flip(2) + 1),
     "clamp low": lambda x: torch.clamp(x, min=x.flip(1)),
     "expand as": lambda x: x[:, :1].expand_as(x), "repeat": lambda x: x.repeat(1, 2, 1, 3),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from onnx import helper
 from torch import Tensor, nn
 
 import intact
@@ -13,6 +15,7 @@ from intact.errors import ExportError
 from intact.exporters import float_onnx
 from intact.exporters.onnx import qdq
 from intact.exporters.onnx.float import EXPORTABLE
+from intact.exporters.runtime import run_model
 from intact.graph.generic import declared
 from intact.targets.catalog.onnxruntime import ONNXRUNTIME
 
@@ -102,3 +105,12 @@ def test_a_model_for_processors_without_vnni_is_a_file_for_the_same_runtime(tmp_
                         target="x86_avx2")
     assert {b.weight.qparams.qtype.bits for b in q.bindings.values() if b.weight is not None} == {7}
     assert intact.export(q, tmp_path / "net.onnx").ok
+
+
+def test_a_model_that_the_runtime_cannot_run_is_an_error_of_ours() -> None:
+    x, shape = (helper.make_tensor_value_info(n, kind, [None]) for n, kind in (("x", 1), ("shape", 7)))
+    y = helper.make_tensor_value_info("y", 1, None)
+    graph = helper.make_graph([helper.make_node("Reshape", ["x", "shape"], ["y"])], "g", [x, shape], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    with pytest.raises(ExportError, match=r"ONNX Runtime fails in the model.*report this model"):
+        run_model(model, {"x": np.zeros(4, np.float32), "shape": np.array([3])})

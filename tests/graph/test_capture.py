@@ -349,5 +349,36 @@ def test_stubs_of_torch_are_identities() -> None:
 
     net, x = Stubbed(), torch.randn(3, 4)
     for model in (net, stubs.QuantWrapper(nn.Linear(4, 4))):
-        fm = capture(model, x)
+        fm = intact.capture(model, x)
         assert [n.op for n in fm.graph] == ["input", "linear"] and torch.equal(fm(x), model(x))
+
+
+class Random(nn.Module):
+    """Gives something else in every call, also in evaluation mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand(3)
+
+
+def test_a_model_of_random_numbers_is_refused_as_such() -> None:
+    with pytest.raises(CaptureError, match=r"something else in every call.*random numbers"):
+        intact.capture(Random(), torch.randn(4, 3))
+
+
+class LargeScores(nn.Module):
+    """Attention to keys far apart, some of them hidden."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask[:, None])
+
+
+def test_what_a_mask_hides_stays_hidden_however_large_the_scores_are() -> None:
+    x, mask = torch.randn(4, 6, 8) * 1e3, torch.tensor([True] * 4 + [False] * 2).expand(4, 6)
+    found = intact.capture(LargeScores(), {"x": x, "mask": mask}).run({"x": x, "mask": mask})
+    torch.testing.assert_close(found, LargeScores()(x, mask))
+
+
+def test_rows_of_which_all_is_hidden_are_noted() -> None:
+    x, mask = torch.randn(4, 6, 8), torch.zeros(4, 6, dtype=torch.bool)
+    found = intact.capture(LargeScores(), {"x": x, "mask": mask})
+    assert any("differs from the model on the example" in text for _, text in found.notes)

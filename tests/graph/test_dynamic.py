@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import intact
 from intact.errors import CalibrationError, CaptureError, IntactError
 from intact.graph import FloatModel
+from intact.graph.capture import capture
 
 
 class Flat(nn.Module):
@@ -177,5 +179,62 @@ def test_axes_that_differ_in_the_data_are_left_free() -> None:
 
 
 def test_where_they_cannot_be_free_the_wrong_batch_is_named() -> None:
-    with pytest.raises(CalibrationError, match=r"batch 1: an input has the wrong shape.*dynamic="):
+    with pytest.raises(CalibrationError, match=r"batch 1: an input has the wrong shape.*an axis cannot be left free"):
         intact.quantize(Flat(), [torch.randn(4, 17), torch.randn(4, 18)])
+
+
+class Masked(nn.Module):
+    """Fills up a mask that is too short, as models with caches do: its length is free only with that of the ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 8), nn.Linear(8, 2)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        missing = ids.shape[1] - mask.shape[1]
+        if missing > 0:
+            mask = nn.functional.pad(mask, (0, missing))
+        places = torch.arange(ids.shape[1])
+        y: Tensor = self.head(self.table(ids)) * mask[:, places, None]
+        return y
+
+
+def test_axes_that_are_always_of_one_size_are_one_where_they_must_be() -> None:
+    def batch(length: int) -> dict[str, Tensor]:
+        return {"ids": torch.randint(0, 9, (4, length)), "mask": torch.ones(4, length)}
+
+    q = intact.quantize(Masked(), [batch(5), batch(7)])
+    assert [n.shape for n in q.graph.inputs] == [("batch", "length")] * 2
+    assert q(**batch(11)).shape == (4, 11, 2)
+
+
+def test_sizes_behind_large_strides_are_free(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv1d(1, 4, 10, 5), nn.ReLU(), nn.Conv1d(4, 4, 8, 4), nn.ReLU(), nn.Conv1d(4, 4, 4, 2))
+    q = intact.quantize(net, [torch.randn(4, 1, n) for n in (2080, 2280)])
+    assert q.graph.nodes[-1].shape == ("batch", 4, "((length//5 - 9)//4 - 3)//2 + 1")
+    assert q(torch.randn(2, 1, 3000)).shape == net(torch.randn(2, 1, 3000)).shape
+    assert intact.export(q, tmp_path / "net.onnx").codes_differ == 0
+    intact.save(q, tmp_path / "net.intact")
+    assert intact.load(tmp_path / "net.intact")(torch.randn(1, 1, 999)).shape == net(torch.randn(1, 1, 999)).shape
+
+
+class Noisy(nn.Module):
+    """Gives something a little else where it is captured, as codes may that lie between two."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.layer, self.by = nn.Linear(4, 4), by
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)
+        return y if torch.compiler.is_compiling() else y * (1 + self.by)
+
+
+def test_codes_between_two_are_no_other_way() -> None:
+    x = torch.randn(4, 7, 4)
+    for coded, by, fine in ((False, 0.01, False), (True, 0.01, True), (True, 0.3, False)):
+        if fine:
+            capture(Noisy(by), x, {1: "length"}, coded=coded)
+        else:
+            with pytest.raises(CaptureError, match="another way"):
+                capture(Noisy(by), x, {1: "length"}, coded=coded)

@@ -71,3 +71,24 @@ def test_models_as_they_come(name: str, way: str, nets: dict[str, nn.Module], tm
         given = {k: v for k, v in inputs.items() if not k.startswith("decoder")}
         cached, anew = (q.generate(**given, max_new_tokens=4, do_sample=False, use_cache=c) for c in (True, False))
         assert torch.equal(cached, anew)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_static_model_keeps_what_is_a_tensor_and_says_what_is_none(
+    name: str, nets: dict[str, nn.Module], tmp_path: Path
+) -> None:
+    def batch(size: int, length: int) -> dict[str, Tensor]:
+        ids = torch.randint(3, 96, (size, length))
+        mask = torch.ones_like(ids)
+        mask[0, length // 2 :] = 0
+        return {"input_ids": ids, "attention_mask": mask}
+
+    q = intact.quantize(nets[name], [batch(4, 7), batch(4, 9)])
+    assert "the output 'past_key_values' is None: it is a DynamicCache" in str(q.plan)
+    assert q(**batch(2, 12))["logits"].shape == (2, 12, 96)
+    assert intact.export(q, tmp_path / "net.onnx").codes_differ == 0
+
+
+def test_groups_of_a_conv1d_divide_its_inputs() -> None:
+    net = transformers.GPT2Model(transformers.GPT2Config(vocab_size=96, n_embd=48, n_layer=1, n_head=4))
+    assert "group of 48" in str(intact.quantize_weights(net, {"h.0.mlp.c_fc"}))

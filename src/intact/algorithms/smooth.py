@@ -11,12 +11,14 @@ from torch import Tensor
 
 from intact.algorithms.smooth_core import Seen, choose
 from intact.calibration import batches
-from intact.errors import CalibrationError
+from intact.calibration.peek import about_batch
+from intact.errors import CalibrationError, IntactError
 from intact.graph import FloatModel, Node
 from intact.graph.attention import attention_softmaxes
 from intact.graph.free import first_samples, sample_axis
 from intact.graph.passes import SmoothChannels, transform
 from intact.graph.passes.smooth_channels import Site, smoothable
+from intact.graph.signature import check_inputs
 from intact.graph.tree import first_tensor
 from intact.planning import Plan, Recipe
 from intact.planning import plan as make_plan
@@ -27,7 +29,8 @@ __all__ = ["smooth", "smooth_attention"]
 
 #: samples that are looked at, and rows that errors are measured on
 SAMPLES, ROWS = 32, 256
-#: largest share of the error that may be left: what folds away is free, a product has to earn its time
+#: largest share of the error that may be left: what folds away is free, a product has to earn its time; and that of a
+#: linear layer and a gate is worth it for real outliers only, as it is not normalised afterwards
 _FREE, _PRODUCT = 0.95, 0.6
 
 
@@ -71,7 +74,7 @@ def smooth(model: FloatModel, data: Iterable[Any], *, plan: Plan | None = None) 
         assert isinstance(spec, Free)
         steps, copies, left = choose(seen, [model.params[n] for n in names], bool(site.producer), spec.qtype,
                                      chosen.weights[names[0]].qtype)
-        if left < (_FREE if site.folds else _PRODUCT):
+        if left < (_FREE if site.folds and model.graph[edge].op != "mul" else _PRODUCT):
             found[edge] = {"steps": steps, "copies": copies}
     return transform(model, [SmoothChannels(found)])
 
@@ -110,8 +113,13 @@ def _look(model: FloatModel, data: Iterable[Any], sites: Mapping[str, Site]) -> 
     """What the edges hold on the first samples."""
     found: dict[str, Seen] = {}
     left = SAMPLES
-    for args, kwargs in batches(data, model.signature.names, "smoothing", False):
-        inputs = first_samples(model.graph, model.signature.bind(args, kwargs), left)
+    for number, (args, kwargs) in enumerate(batches(data, model.signature.names, "smoothing", False)):
+        try:
+            given = model.signature.bind(args, kwargs)
+            check_inputs(model.graph, given)
+        except IntactError as error:
+            raise about_batch(error, number, model) from error
+        inputs = first_samples(model.graph, given, left)
         count = max((inputs[n.name].shape[axis] for n in model.graph.inputs if (axis := sample_axis(n)) is not None),
                     default=SAMPLES)
 

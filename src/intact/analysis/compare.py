@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from intact.analysis.lint import lint
 from intact.analysis.metrics import Accuracy, Agreement, Cosine, Mean, Sqnr
 from intact.analysis.probe import Meters, Probe
+from intact.analysis.repeat import as_quantized
 from intact.analysis.report import Error, Latency, Metric, Output, Report, Site, Sizes
 from intact.calibration import items, label_of
 from intact.engine import QModel
@@ -204,7 +205,8 @@ def _float_model(net: nn.Module | FloatModel, q: QModel, example: Any) -> FloatM
     """The captured float model, whose edges must be those of ``q``."""
     model = net if isinstance(net, FloatModel) else transform(
         capture(net, example, dynamic_of(q.graph.inputs, q.signature)),
-        repeated_passes(q.info.get("equalization", {}), q.info.get("smoothing")))
+        repeated_passes(q.info.get("equalization", {})))
+    model = as_quantized(model, q)
     mine, theirs = list(model.graph), list(q.graph)
     for a, b in zip(mine, theirs, strict=False):
         if (a.name, a.op, a.inputs, a.shape) != (b.name, b.op, b.inputs, b.shape):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from intact import dist
 from intact.calibration.collect import Collector
+from intact.calibration.peek import about_batch
 from intact.calibration.reservoir import Reservoir
 from intact.errors import CalibrationError, IntactError, NonFiniteError
 from intact.graph import FloatModel, Node
@@ -62,8 +63,7 @@ def calibrate(qfloat: QFloatModel, data: Iterable[Any], *, progress: bool | None
         except NonFiniteError:
             raise
         except IntactError as error:
-            raise CalibrationError(f"batch {seen}: {error.what}", where=error.where, got=error.got,
-                                   allowed=error.allowed, fix=error.fix) from error
+            raise about_batch(error, seen, model) from error
         seen += 1
     if not seen:
         raise CalibrationError("there is no calibration data", got="0 batches",

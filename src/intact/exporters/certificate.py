@@ -18,7 +18,7 @@ from torch import Tensor
 from intact.arithmetic import dequantize
 from intact.engine import QModel
 from intact.exporters.onnx.build import Instrumented, output_names
-from intact.exporters.runtime import Array, open_session, optimised_nodes
+from intact.exporters.runtime import Array, open_session, optimised_nodes, results
 from intact.graph.free import free_symbols, limits_of, resized
 from intact.graph.signature import check_inputs, split_batch
 from intact.targets import EXACT_FLOAT
@@ -196,10 +196,10 @@ def _compare(q: QModel, inputs: Mapping[str, Tensor], twin: Any, product: Any, t
              counts: _Counts) -> None:
     feeds = {k: v.numpy() for k, v in inputs.items() if k in {i.name for i in twin.get_inputs()}}
     names = [o.name for o in twin.get_outputs()]
-    found = dict(zip(names, twin.run(None, feeds), strict=True))
+    found = dict(zip(names, results(twin, feeds), strict=True))
     _compare_edges(q, inputs, {e: found[t] for e, t in tensors.items() if t in found}, counts)
     values = q.program.values(inputs, integer=True)
-    produced = dict(zip([o.name for o in product.get_outputs()], product.run(None, feeds), strict=True)) if product \
+    produced = dict(zip([o.name for o in product.get_outputs()], results(product, feeds), strict=True)) if product \
         else found
     for name, edge in output_names(q.graph):
         ours, theirs = values[edge].numpy(), np.asarray(produced[name])

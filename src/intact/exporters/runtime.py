@@ -13,15 +13,21 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import helper
+from onnxruntime.capi import onnxruntime_pybind11_state as bindings
 from torch import Tensor
 
 from intact.errors import ExportError
 from intact.exporters.builder import IR_VERSION, OPSET, Builder, onnx_type
 from intact.exporters.onnx.functions import FUNCTIONS
 
-__all__ = ["latencies", "open_session", "optimised_nodes", "run_model", "wrap"]
+__all__ = ["latencies", "open_session", "optimised_nodes", "results", "run_model", "wrap"]
 
 Array = npt.NDArray[Any]
+
+#: what the bindings raise; these classes have no base of their own
+_FAILURES = (RuntimeError, *(getattr(bindings, name) for name in (
+    "Fail", "RuntimeException", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "NoSuchFile",
+    "EPFail") if hasattr(bindings, name)))
 
 
 def wrap(
@@ -56,13 +62,27 @@ def open_session(
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except RuntimeError as error:  # the bindings raise subclasses of it
+    except _FAILURES as error:
         raise ExportError("ONNX Runtime refuses the model", got=str(error).splitlines()[0][:300]) from error
+
+
+def results(session: onnxruntime.InferenceSession, feeds: Mapping[str, Array]) -> list[Array]:
+    """All outputs of a session, in the order that it names them.
+
+    Raises:
+        ExportError: if an operation of the model cannot run.
+    """
+    try:
+        return [np.asarray(v) for v in session.run(None, dict(feeds))]
+    except _FAILURES as error:
+        sizes = ", ".join(f"{k} {v.shape}" for k, v in feeds.items())
+        raise ExportError("ONNX Runtime fails in the model", where=sizes[:200], got=str(error).splitlines()[0][:300],
+                          fix="nothing was written; report this model") from error
 
 
 def run_model(model: onnx.ModelProto | str | Path, feeds: Mapping[str, Array]) -> list[Array]:
     """All outputs for one set of inputs."""
-    return [np.asarray(v) for v in open_session(model).run(None, dict(feeds))]
+    return results(open_session(model), feeds)
 
 
 def optimised_nodes(model: onnx.ModelProto | str | Path) -> list[onnx.NodeProto]:

@@ -11,6 +11,9 @@ from intact.graph.converter import Const, Converter, Edge, Value, handler
 
 __all__ = ["pairs"]
 
+#: what is added to a score that is hidden: no sum of it and a score is another number, and none is infinite
+_HIDDEN = -1e30
+
 
 def pairs(value: Any, n: int) -> list[int]:
     """A list of n ints from an int, a one-element list or a full list."""
@@ -235,26 +238,26 @@ def _causal(c: Converter, scores: Edge, rows: Any, cols: Any) -> Value:
     """Scores of what comes later than the query are taken down; the mask of a free length is made in the call."""
     if isinstance(rows, int) and isinstance(cols, int):
         keep = torch.ones(rows, cols, dtype=torch.bool).tril()
-        return c.emit("add", [scores, Const(torch.zeros(rows, cols).masked_fill_(~keep, -1e4))])
+        return c.emit("add", [scores, Const(torch.zeros(rows, cols).masked_fill_(~keep, _HIDDEN))])
     number = [c.emit("reshape", [c.emit("arange", dtype="int64", start=0, end=size, step=1)], shape=shape)
               for size, shape in ((rows, [rows, 1]), (cols, [1, cols]))]
     keep_edge = c.emit("aten", number, dtype="bool", target="aten.ge.Tensor", args=[{"input": 0}, {"input": 1}],
                        kwargs={}, index=None)
-    mask = c.emit("where", [keep_edge, Const(torch.tensor(0.0)), Const(torch.tensor(-1e4))])
+    mask = c.emit("where", [keep_edge, Const(torch.tensor(0.0)), Const(torch.tensor(_HIDDEN))])
     return c.emit("add", [scores, mask])
 
 
 def _add_mask(c: Converter, scores: Edge, mask: Value) -> Edge:
-    """Additive float mask, or a boolean one turned into 0 / -1e4 (exp of it is 0 in float32)."""
+    """Additive float mask, or a boolean one turned into 0 and what hides any score."""
     if isinstance(mask, Const):
         t = mask.tensor
         if t.dtype == torch.bool:
-            t = torch.zeros(t.shape).masked_fill_(~t, -1e4)
-        return c.emit("add", [scores, Const(t.clamp(min=-1e4))])
+            t = torch.zeros(t.shape).masked_fill_(~t, _HIDDEN)
+        return c.emit("add", [scores, Const(t.clamp(min=_HIDDEN))])
     assert c.current is not None
     arg = c.current.args[3] if len(c.current.args) > 3 else c.current.kwargs["attn_mask"]
     if arg.meta["val"].dtype == torch.bool:  # type: ignore[union-attr]
-        mask = c.emit("where", [mask, Const(torch.tensor(0.0)), Const(torch.tensor(-1e4))])
+        mask = c.emit("where", [mask, Const(torch.tensor(0.0)), Const(torch.tensor(_HIDDEN))])
     return c.emit("add", [scores, mask])
 
 

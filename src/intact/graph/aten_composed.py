@@ -39,7 +39,8 @@ def _zeros(c: Converter, *args: Any, **options: Any) -> Value:
 
 @handler("aten.arange.default", "aten.arange.start", "aten.arange.start_step")
 def _arange(c: Converter, *bounds: Any, **options: Any) -> Value:
-    start, end, step = (0, bounds[0], 1) if len(bounds) == 1 else (*bounds, 1)[:3]
+    whole = [int(v) if isinstance(v, float) and v.is_integer() else v for v in bounds]
+    start, end, step = (0, whole[0], 1) if len(whole) == 1 else (*whole, 1)[:3]
     if not all(isinstance(v, (int, str)) for v in (start, end)) or not (isinstance(step, int) and step > 0):
         raise c.error("a range that is not of whole numbers", got=bounds)
     numbers = c.emit("arange", dtype="int64", start=start, end=end, step=step)

@@ -76,17 +76,23 @@ def _rsub(c: Converter, x: Value, k: Value, alpha: float = 1) -> Value:
     return _plus(c, c.emit("neg", [x]), number)
 
 
+@handler("aten.outer.default", "aten.ger.default")
+def _outer(c: Converter, a: Value, b: Value) -> Value:
+    rows, columns = c.dims(c.fake().shape)
+    return c.emit("mul", [c.emit("reshape", [a], shape=[rows, 1]), c.emit("reshape", [b], shape=[1, columns])])
+
+
 @handler("aten.pow.Tensor_Scalar")
 def _pow(c: Converter, x: Value, k: float) -> Value:
     return c.emit("mul", [x, x]) if k == 2 else c.emit("pow_scalar", [x], value=float(k))
 
 
-@handler("aten.minimum.default")
+@handler("aten.minimum.default", "aten.min.other")
 def _minimum(c: Converter, a: Value, b: Value) -> Value:
     return c.emit("minimum", [a, b])
 
 
-@handler("aten.maximum.default")
+@handler("aten.maximum.default", "aten.max.other")
 def _maximum(c: Converter, a: Value, b: Value) -> Value:
     return c.emit("maximum", [a, b])
 
@@ -106,7 +112,8 @@ def _dropout(c: Converter, x: Value, p: float, train: bool) -> Value:
     return x
 
 
-@handler("aten._to_copy.default", "aten.to.dtype", "aten.to.dtype_layout", "aten.to.device")
+@handler("aten._to_copy.default", "aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten.to.other",
+         "aten.type_as.default")
 def _to(c: Converter, x: Value, *rest: Any, **options: Any) -> Value:
     assert c.current is not None
     source, result = c.current.args[0], c.fake()
@@ -121,6 +128,10 @@ def _to(c: Converter, x: Value, *rest: Any, **options: Any) -> Value:
 
 @handler("aten.cat.default")
 def _cat(c: Converter, xs: list[Value], axis: int = 0) -> Value:
+    # torch joins a tensor of shape (0,) with any: an empty list of keys and values, most often
+    xs = [x for x in xs if not (isinstance(x, Const) and x.tensor.shape == (0,))] or xs[:1]
+    if len(xs) == 1:
+        return xs[0]
     return c.emit("concat", xs, axis=axis % len(c.fake().shape))
 
 
@@ -254,12 +265,13 @@ def _roll(c: Converter, x: Value, shifts: Any, axes: Any = ()) -> Value:
 
 @handler("aten.flip.default")
 def _flip(c: Converter, x: Value, axes: Any) -> Value:
+    source = x
     for axis in axes:
         shape = c.shape_of()
         axis = axis % len(shape)
         size = shape[axis]
         if not isinstance(size, int):
-            raise c.error("flip of an axis whose size is free", got=size)
+            return c.generic("aten.flip.default", [source, list(axes)], {})
         x = c.emit("index_select", [x], axis=axis, indices=list(reversed(range(size))))
     return x
 

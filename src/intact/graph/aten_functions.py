@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from intact.graph.converter import Converter, Edge, Value, handler
+from intact.graph.converter import Converter, Edge, Symbolic, Value, handler
 
 __all__ = ["function_of_one"]
 
@@ -86,19 +86,25 @@ def _clamp(c: Converter, x: Value, low: float | None = None, high: float | None 
         low, high = 0.0, 6.0
     elif "hardtanh" in target:
         low, high = (-1.0 if low is None else low), (1.0 if high is None else high)
-    low = -math.inf if low is None else float(low)
-    high = math.inf if high is None else float(high)
-    return c.emit("clamp", [x], low=low, high=high)
+    return _between(c, x, low, high)
 
 
 @handler("aten.clamp_min.default")
 def _clamp_min(c: Converter, x: Value, low: float) -> Value:
-    return c.emit("clamp", [x], low=float(low), high=math.inf)
+    return _between(c, x, low, None)
 
 
 @handler("aten.clamp_max.default")
 def _clamp_max(c: Converter, x: Value, high: float) -> Value:
-    return c.emit("clamp", [x], low=-math.inf, high=float(high))
+    return _between(c, x, None, high)
+
+
+def _between(c: Converter, x: Value, low: Value, high: Value) -> Value:
+    """Integers stay integers; a bound may be a size."""
+    if not c.fake().dtype.is_floating_point or isinstance(low, Symbolic) or isinstance(high, Symbolic):
+        return c.generic("aten.clamp.default", [x, low, high], {})
+    return c.emit("clamp", [x], low=-math.inf if low is None else float(low),
+                  high=math.inf if high is None else float(high))
 
 
 def function_of_one(c: Converter, op: str, a: Value, b: Value) -> str | None:

@@ -24,10 +24,11 @@ from intact.graph.inplace import mutates
 from intact.graph.ir import Graph, Node
 from intact.graph.isolate import CAPTURE_FAILURES, capture_around, failing_module
 from intact.graph.opaque import OpaqueCall
+from intact.graph.outputs import plain_outputs
 from intact.graph.program_inputs import example_tensors, program_signature
 from intact.graph.shapes import infer_shapes
 from intact.graph.symbols import limits_of_program, names_of_axes, sizes_of_program, symbols_of_inputs
-from intact.graph.tree import map_leaves
+from intact.graph.tree import leaves, map_leaves
 from intact.types.dims import BATCH, symbols_of
 
 __all__ = ["capture", "capture_program", "evaluation_mode"]
@@ -70,16 +71,18 @@ def capture(model: nn.Module, example_inputs: Any, dynamic: Dynamic | None = Non
     _refuse_quantized(model, coded)
     args, kwargs = normalise_example(example_inputs)
     axes = axes_of(model, args, kwargs, dynamic)
-    with evaluation_mode(model), in_float(model), torch.no_grad():
+    with evaluation_mode(model), in_float(model), plain_outputs(model) as lost, torch.no_grad():
         axes = with_batch(model, (args, dict(kwargs)), axes, CAPTURE_FAILURES)
         args, kwargs = long_enough(at_least_two((args, dict(kwargs)), axes), axes)
         _try_out(model, args, kwargs, axes)
-        fm = _free(model, args, kwargs, axes, given_limits(dynamic))
+        fm = _free(model, args, kwargs, axes, given_limits(dynamic), coded)
     used = {node.attrs["module"] for node in fm.graph if node.op == "opaque"}
     opaque = {key: call for key, call in fm.opaque.items() if key in used}
     notes = dict.fromkeys((call.path, f"could not be captured, one float call: {call.reason}")
                           for call in opaque.values())
-    return replace(fm, opaque=opaque, notes=(*fm.notes, *notes), hints=hints_of(model))
+    gone = [("", f"the output '{place}' is None: it is a {kind}, and only tensors can be kept")
+            for place, kind in lost.items()]
+    return replace(fm, opaque=opaque, notes=(*fm.notes, *notes, *gone), hints=hints_of(model))
 
 
 #: a captured model, its example inputs by edge, and the sizes in it; none where all but the batch is fixed
@@ -87,7 +90,7 @@ _Captured = tuple[FloatModel, dict[str, Tensor], list[str]]
 
 
 def _free(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Any,
-          given: Mapping[str, tuple[int, int | None]]) -> FloatModel:
+          given: Mapping[str, tuple[int, int | None]], coded: bool) -> FloatModel:
     """The captured model, held against the user's; sizes that it takes in multiples only become multiples."""
     fm, inputs, known = _captured(model, args, kwargs, axes)
 
@@ -97,9 +100,9 @@ def _free(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], ax
         return model(*now, **named)
 
     try:
-        fm = confirmed(fm, call, inputs, given)
+        fm = confirmed(fm, call, inputs, given, coded)
     except Multiples as found:
-        return _free(model, args, kwargs, multiplied(axes, found.factors), given)
+        return _free(model, args, kwargs, multiplied(axes, found.factors), given, coded)
     return fm.with_graph(infer_shapes(fm, known)) if known else fm
 
 
@@ -126,20 +129,26 @@ def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 def _try_out(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Any) -> None:
     """Call the model once on two samples, or all: what is wrong with the inputs is said in plain words."""
-    few, named = with_samples((args, dict(kwargs)), axes, min(2, batch_of((args, dict(kwargs)), axes)))
     try:
-        model(*few, **named)
-        return
-    except (*CAPTURE_FAILURES, IntactError):  # the first axis need not be that of the samples
-        pass
-    try:
-        model(*args, **kwargs)
+        result = _called(model, args, kwargs, axes)
     except CAPTURE_FAILURES as error:
         keys = next((", ".join(map(str, a)) for a in args if isinstance(a, Mapping)), None)
         raise CaptureError("the model fails on the example inputs", where=type(model).__name__,
                            got=str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__,
                            fix="check shapes and dtypes by calling the model with them" if keys is None else
                            f"name the keys of the batch ({keys}) like the arguments of forward") from error
+    if not any(isinstance(x, Tensor) for x in leaves(result)):
+        raise CaptureError("the model returns no tensor", where=type(model).__name__,
+                           fix="return tensors, in tuples, lists, dicts or data classes")
+
+
+def _called(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Any) -> Any:
+    given = (args, dict(kwargs))
+    few, named = with_samples(given, axes, min(2, batch_of(given, axes)))
+    try:
+        return model(*few, **named)
+    except (*CAPTURE_FAILURES, IntactError):  # the first axis need not be that of the samples
+        return model(*args, **kwargs)
 
 
 def normalise_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

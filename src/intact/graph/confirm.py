@@ -21,6 +21,9 @@ __all__ = ["Multiples", "confirmed"]
 
 #: of the largest value: what another order of float operations may change
 _TOLERANCE = 1e-3
+#: of the norm, where numbers become codes on the way: one that lies between two codes may get either, and so may all
+#: that follow; about what their rounding costs
+_TOLERANCE_OF_CODES = 0.1
 _LARGEST_STEP = 64
 
 
@@ -33,7 +36,7 @@ class Multiples(Exception):
 
 
 def confirmed(model: FloatModel, call: Callable[[Mapping[str, Tensor]], Any], inputs: Mapping[str, Tensor],
-              given: Mapping[str, tuple[int, int | None]]) -> FloatModel:
+              given: Mapping[str, tuple[int, int | None]], coded: bool = False) -> FloatModel:
     """The captured model, after it gave what the user's model gives at other sizes, and with the range of each.
 
     Args:
@@ -41,13 +44,15 @@ def confirmed(model: FloatModel, call: Callable[[Mapping[str, Tensor]], Any], in
         call: the user's model with other tensors for the inputs.
         inputs: the example, by input edge.
         given: ranges that the user gave.
+        coded: whether activations become codes within the model.
 
     Raises:
         CaptureError: naming the size at which the model fails or gives something else.
         Multiples: if it is right for multiples of a number.
     """
     sizes = check_inputs(model.graph, inputs)
-    check = _Check(model, call, inputs, {**sizes, BATCH: min(2, sizes[BATCH])})
+    check = _Check(model, call, inputs, {**sizes, BATCH: min(2, sizes[BATCH])}, _near_by_norm if coded else _near)
+    model = replace(model, notes=(*model.notes, *check.example()))
     free, limits = free_symbols(model.graph), limits_of(model.graph)
     if not free:
         return model
@@ -83,6 +88,7 @@ class _Check:
     call: Callable[[Mapping[str, Tensor]], Any]
     inputs: Mapping[str, Tensor]
     sizes: Sizes
+    close: Callable[[Tensor, Tensor], bool]
 
     def at(self, sizes: Sizes) -> str | None:
         """What is wrong at some sizes; None if nothing is."""
@@ -95,7 +101,24 @@ class _Check:
             got = self.model.run(other)
         except CAPTURE_FAILURES as error:
             return f"what was captured fails: {_first_line(error)}"
-        return None if _alike(wanted, got) else "the model takes another way through its forward"
+        return None if _alike(wanted, got, self.close) else "the model takes another way through its forward"
+
+    def example(self) -> tuple[tuple[str, str], ...]:
+        """A note, if the two differ on the example itself.
+
+        Raises:
+            CaptureError: if the model is not one function of its inputs.
+        """
+        problem = self.at(self.sizes)
+        if problem is None:
+            return ()
+        inputs = resized(self.model.graph, self.inputs, self.sizes)
+        if not _alike(self.call(inputs), self.call(inputs), self.close):
+            raise CaptureError("the model gives something else in every call", fix="take random numbers out of its "
+                               "forward in evaluation mode, or let them be inputs")
+        text = ("what was captured differs from the model on the example inputs: where a mask hides all that a row of "
+                "attention sees (padding), torch gives 0 and this a mean; if there is no such row, report it")
+        return (("", text),)
 
     def step(self, name: str) -> int:
         """1 if the next sizes are right; else the smallest step from the example at which they are."""
@@ -126,19 +149,24 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _alike(wanted: Any, got: Any) -> bool:
+def _alike(wanted: Any, got: Any, close: Callable[[Tensor, Tensor], bool]) -> bool:
     xs, ys = ([v for v in leaves(value) if isinstance(v, Tensor)] for value in (wanted, got))
-    return len(xs) == len(ys) and all(map(_close, xs, ys))
+    return len(xs) == len(ys) and all(_close(x, y, close) for x, y in zip(xs, ys, strict=True))
 
 
-def _close(x: Tensor, y: Tensor) -> bool:
+def _close(x: Tensor, y: Tensor, close: Callable[[Tensor, Tensor], bool]) -> bool:
     if x.shape != y.shape or not x.is_floating_point():
         return x.shape == y.shape and torch.equal(x, y)
     known = torch.isfinite(x) & torch.isfinite(y)
-    if not bool(known.any()):
-        return True
-    gap, largest = (x - y)[known].abs().max(), x[known].abs().max()
-    return float(gap) <= _TOLERANCE * float(largest) + 1e-6
+    return not bool(known.any()) or close(x[known], y[known])
+
+
+def _near(x: Tensor, y: Tensor) -> bool:
+    return float((x - y).abs().max()) <= _TOLERANCE * float(x.abs().max()) + 1e-6
+
+
+def _near_by_norm(x: Tensor, y: Tensor) -> bool:
+    return float((x - y).norm()) <= _TOLERANCE_OF_CODES * float(x.norm()) + 1e-6
 
 
 def _limited(model: FloatModel, found: Mapping[str, list[int | None]]) -> FloatModel:

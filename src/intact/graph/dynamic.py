@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,10 @@ from intact.graph.tree import leaves, map_leaves
 from intact.types.dims import BATCH, Sizes, is_dim, line
 
 __all__ = ["Axes", "Dynamic", "axes_of", "by_tensor", "default_name", "differing_axes", "dynamic_of",
-           "export_shapes", "given_limits", "long_enough",
-           "multiplied", "paired", "stretched", "symbols_in"]
+           "export_shapes", "first_free", "given_limits", "long_enough", "multiplied", "paired", "stretched",
+           "symbols_in"]
+
+T = TypeVar("T")
 
 #: as ``dynamic_shapes`` of torch.export: an input's name (or place) -> {axis: name or Dim or True}
 Dynamic = Mapping[Any, Any] | Sequence[Any]
@@ -124,10 +127,11 @@ class _Names:
                                    allowed=f"0 to {x.ndim - 1}" if x.ndim else "none")
             if name is not None and name is not False:
                 place = axis % x.ndim
-                found[place] = self._name(name, f"{where}, axis {axis}") or self._new(default_name(x.ndim, place))
+                found[place] = self._name(name, f"{where}, axis {axis}") or self.new(default_name(x.ndim, place))
         return Axes(found)
 
-    def _new(self, base: str) -> str:
+    def new(self, base: str) -> str:
+        """A name that no other axis has."""
         name, n = base, 1
         while name in self.made:
             n += 1
@@ -146,27 +150,53 @@ class _Names:
         return text
 
 
-def differing_axes(first: Any, others: Sequence[Any]) -> Any:
+def differing_axes(first: Any, others: Sequence[Any], *, named: bool = False) -> Any:
     """``dynamic`` for the axes, besides the first, whose sizes differ among batches; None if there are none.
 
-    >>> differing_axes({"x": torch.zeros(2, 5)}, [{"x": torch.zeros(2, 7)}, {"x": torch.zeros(1, 5)}])
-    {'x': {1: True}}
+    Args:
+        first: inputs of the first batch.
+        others: inputs of all, the first among them.
+        named: give axes that have the same size in every batch one name; else torch finds out which are the same.
+
+    >>> batches = [{"x": torch.zeros(2, 5), "y": torch.zeros(2, 5)}, {"x": torch.zeros(2, 7), "y": torch.zeros(1, 7)}]
+    >>> differing_axes(batches[0], batches), differing_axes(batches[0], batches, named=True)
+    ({'x': {1: True}, 'y': {1: True}}, {'x': {1: 'length'}, 'y': {1: 'length'}})
     """
     others = [o for o in others if map_leaves(o, lambda _: None) == map_leaves(first, lambda _: None)]
     columns = zip(*map(leaves, others), strict=True)
+    names, taken = dict[tuple[int, ...], str](), _Names()
 
     def differ(x: Any) -> Any:
         column = next(columns)
         if not isinstance(x, Tensor) or any(not isinstance(y, Tensor) or y.ndim != x.ndim for y in column):
             return None
-        return Axes({a: "" for a in range(1, x.ndim) if len({y.shape[a] for y in column}) > 1})
+        own = {}
+        for axis in range(1, x.ndim):
+            sizes = tuple(y.shape[axis] for y in column)
+            if len(set(sizes)) > 1:
+                if sizes not in names:
+                    names[sizes] = taken.new(default_name(x.ndim, axis))
+                own[axis] = names[sizes]
+        return Axes(own)
 
     if not others:
         return None
     found = map_leaves(first, differ)
     if not any(own is not None and own.names for own in leaves(found)):
         return None
-    return map_leaves(found, lambda own: own and dict.fromkeys(own.names, True))
+    return map_leaves(found, lambda own: own and (dict(own.names) if named else dict.fromkeys(own.names, True)))
+
+
+def first_free(attempt: Callable[[Any], T], ways: Sequence[Any]) -> T:
+    """What an attempt gives with the first of several ways to leave axes free that it can be made with.
+
+    Raises:
+        CaptureError: that of the last, if there is none.
+    """
+    for way in ways[:-1]:
+        with suppress(CaptureError):
+            return attempt(way)
+    return attempt(ways[-1])
 
 
 def dynamic_of(inputs: Iterable[Node], signature: Signature) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from intact.errors import CaptureError
 from intact.graph.float_model import FloatModel, execute, run_node
-from intact.graph.free import limits_of, sizes_near
+from intact.graph.free import Limits, limits_of, sizes_near
 from intact.graph.ir import Graph, Node
 from intact.graph.signature import check_inputs
 from intact.types.dims import BATCH, Sizes, fit, is_dim, resolve_shape
@@ -33,12 +35,14 @@ def infer_shapes(model: FloatModel, known: Iterable[str] = (), *, batch_only: bo
     graph = model.graph
     limits = limits_of(graph)
     sizes = check_inputs(graph, model.example)
+    said = dict.fromkeys((*_expressions(graph), *known))
     points = list(sizes_near(sizes, limits))[: 5 if len(limits) > 1 and not batch_only else 2]
     if batch_only:
         points = [{**sizes, BATCH: point[BATCH]} for point in points]
+    elif step := max(map(_step, said), default=1) - 1:
+        points.append(_further(sizes, limits, step + 1))
     meta = replace(model, params={k: v.to("meta") for k, v in model.params.items()})
     runs = [_run(meta, point) for point in points]
-    said = dict.fromkeys((*_expressions(graph), *known))
     nodes = []
     for node in graph:
         shapes = [tuple(run[node.name].shape) for run in runs]
@@ -58,6 +62,20 @@ def _expressions(graph: Graph) -> Iterable[str]:
         for d in (*node.shape, *node.attrs.get("shape", ()), *node.attrs.get("size", ())):
             if is_dim(d):
                 yield str(d)
+
+
+def _step(text: str) -> int:
+    """How far a symbol may go until an expression changes, at most."""
+    return math.prod(int(divisor) for divisor in re.findall(r"//(\d+)", text.replace(" ", "")))
+
+
+def _further(sizes: Sizes, limits: Limits, step: int) -> dict[str, int]:
+    """Sizes so far away that what is a quotient of them is another number there."""
+    point = dict(sizes)
+    for k, (name, (low, high)) in enumerate((n, v) for n, v in limits.items() if n != BATCH):
+        away = (2 * k + 1) * step + k
+        point[name] += away if high is None or point[name] + away <= high else -min(away, point[name] - low)
+    return point
 
 
 def _run(meta: FloatModel, sizes: Sizes) -> dict[str, Tensor]:

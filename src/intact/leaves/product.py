@@ -7,10 +7,10 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from intact.arithmetic import quantize_rows, quantize_tensor, tensor_range
 from intact.errors import IntactError
+from intact.leaves.decoded import decoded_product
 from intact.leaves.how import Dynamic
 from intact.leaves.recording import call, recording
 from intact.leaves.weight import Derived, QWeight
@@ -71,10 +71,9 @@ def _named_or_float(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:
     if recording():
         result: Tensor = call("leaf_product", weight, x, bias)
         return result.to(dtype)
-    added, w = None if bias is None else bias.to(torch.float32), weight.without_columns()
-    if added is None or added.ndim == 1:
-        return F.linear(x.to(torch.float32), w, added).to(dtype)
-    return (F.linear(x.to(torch.float32), w) + added).to(dtype)
+    rows = x.to(torch.float32).reshape(-1, x.shape[-1])
+    y = decoded_product(rows, weight).view(*x.shape[:-1], weight.shape[0])
+    return (y if bias is None else y + bias.to(torch.float32)).to(dtype)
 
 
 def _dynamic(x: Tensor, weight: QWeight, bias: Tensor | None) -> Tensor:

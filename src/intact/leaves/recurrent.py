@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self, cast
@@ -44,6 +44,19 @@ def _kind(module: nn.Module) -> Kind:
     if isinstance(module, nn.GRU | nn.GRUCell):
         return "gru"
     return "relu" if module.nonlinearity == "relu" else "tanh"
+
+
+def _for_many_steps(weight: QWeight) -> Callable[..., Tensor]:
+    """The product with a weight; one that is not multiplied as integers is made real once."""
+    if isinstance(weight.how, Dynamic) or recording():
+        return lambda x, added=None: product(x, weight, added)
+    real = weight.without_columns()
+
+    def times(x: Tensor, added: Tensor | None = None) -> Tensor:
+        y = F.linear(weight.balanced(x.to(torch.float32)), real)
+        return (y if added is None else y + added.to(torch.float32)).to(x.dtype)
+
+    return times
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +105,7 @@ class Gates:
     def step(self, kind: Kind) -> Step:
         """The state after a step."""
         weight = self.weight_hr
-        return step_of(kind, lambda h, x: product(h, self.weight_hh, x),
-                       None if weight is None else lambda h: product(h, weight))
-
+        return step_of(kind, _for_many_steps(self.weight_hh), None if weight is None else _for_many_steps(weight))
 
     def step_alone(self, kind: Kind, x: Tensor, state: State) -> State:
         """The state after the only step of a cell, in operations that a captured graph has: no bias is folded."""

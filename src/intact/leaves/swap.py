@@ -16,7 +16,7 @@ from intact.leaves.base import Leaf, MakeWeight
 from intact.leaves.config import dynamic_how, how_of_dtype, weight_only_how
 from intact.leaves.how import Dynamic, LeafHow, PerGroupAtMost, WeightOnly
 from intact.leaves.plain import plain
-from intact.leaves.registry import EMBEDDINGS, USUAL, leaf_class
+from intact.leaves.registry import EMBEDDINGS, USUAL, HuggingFaceConv1D, leaf_class
 from intact.leaves.spec import choose
 from intact.leaves.weight import QWeight, encode
 from intact.types import Granularity, PerChannel, PerGroup
@@ -133,9 +133,14 @@ def _fitting(module: nn.Module, how: LeafHow) -> LeafHow:
     """With a group that divides all weights of a layer, if it is for us to choose."""
     if not isinstance(how, WeightOnly) or not isinstance(how.weight, PerGroupAtMost):
         return how
-    columns = [p[0].numel() for p in module.parameters()
-               if not isinstance(p, UninitializedParameter) and p.ndim > 1 and len(p)]
-    return replace(how, weight=how.weight.fitting(columns))
+    return replace(how, weight=how.weight.fitting(_columns(module)))
+
+
+def _columns(module: nn.Module) -> list[int]:
+    """How many numbers the rows of its weights have; the weight of a Conv1D is stored transposed."""
+    turned = isinstance(module, HuggingFaceConv1D)
+    return [len(p) if turned else p[0].numel() for p in module.parameters()
+            if not isinstance(p, UninitializedParameter) and p.ndim > 1 and len(p)]
 
 
 def _can(module: nn.Module) -> bool:
@@ -240,7 +245,7 @@ def _refusal(module: nn.Module, how: LeafHow) -> str | None:
     if any(p.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64) for p in weights):
         return "its weights are not real floating-point numbers"
     long = isinstance(how, Dynamic) and not isinstance(module, EMBEDDINGS) and any(
-        p[0].numel() > _MAX_COLUMNS for p in weights)
+        columns > _MAX_COLUMNS for columns in _columns(module))
     return f"sums of more than {_MAX_COLUMNS} int8 products may overflow int32" if long else None
 
 

@@ -164,7 +164,8 @@ class State:
     def float_of(self, name: str) -> Tensor:
         """Float value of an edge, dequantized on first demand."""
         if name not in self.floats:
-            self.floats[name] = dequantize(self.codes[name], self.program.qparams[name])
+            # in one order in memory, whatever the kernel's: the last bits of a float operation depend on it
+            self.floats[name] = dequantize(self.codes[name].contiguous(), self.program.qparams[name])
         return self.floats[name]
 
     def leaving(self, name: str) -> Tensor:
@@ -174,7 +175,7 @@ class State:
 
     def look_up(self, name: str, source: str) -> Tensor:
         """Value of a tabulated function."""
-        codes, qmin = self.codes_of(source), self.program.qparams[source].qtype.qmin
+        codes, qmin = self.codes_of(source).contiguous(), self.program.qparams[source].qtype.qmin
         return look_up(self.program.tables[name].to(codes.device), codes.to(torch.int32) - qmin)
 
     def store(self, name: str, codes: Tensor) -> None:

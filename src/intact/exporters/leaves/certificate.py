@@ -20,7 +20,7 @@ from intact.exporters.certificate import Certificate
 from intact.exporters.leaves.forms import Probe, product
 from intact.exporters.leaves.weights import LeafWeight, weight_of
 from intact.exporters.onnx.build import opened
-from intact.exporters.runtime import Array, open_session, optimised_nodes, wrap
+from intact.exporters.runtime import Array, open_session, optimised_nodes, results, wrap
 from intact.graph import FloatModel, Node
 from intact.graph.float_model import run_node
 from intact.graph.signature import check_inputs
@@ -90,7 +90,7 @@ def certify_leaves(model: FloatModel, path: Path, batches: Sequence[Batch]) -> C
         names = [o.name for o in session.get_outputs()]
         for batch in batches:
             feeds = {i.name: batch.inputs[i.name].numpy() for i in session.get_inputs()}
-            values = {**feeds, **dict(zip(names, session.run(None, feeds), strict=True))}
+            values = {**feeds, **dict(zip(names, results(session, feeds), strict=True))}
             if inside:
                 found.edges = len(twin.probes)
                 for probe in twin.probes:
@@ -186,7 +186,7 @@ def _one_hot(b: Builder, n: Node, w: LeafWeight, found: _Found) -> None:
     session = open_session(wrap(b, {"one_hot": ("float32", [None, w.columns])}, {y: ("float32", [None, w.shape[0]])}))
     chosen = torch.linspace(0, w.columns - 1, min(w.columns, _ONE_HOT)).long()
     x = torch.nn.functional.one_hot(chosen, w.columns).to(torch.float32)
-    found.equal(w.qweight.dequantize().t()[chosen], session.run(None, {"one_hot": x.numpy()})[0], place(n))
+    found.equal(w.qweight.dequantize().t()[chosen], results(session, {"one_hot": x.numpy()})[0], place(n))
 
 
 # -- float results ------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def _ends(path: Path, batches: Sequence[Batch], found: _Found) -> None:
     names = [o.name for o in session.get_outputs()]
     for batch in batches:
         feeds = {i.name: batch.inputs[i.name].numpy() for i in session.get_inputs()}
-        for name, theirs in zip(names, session.run(None, feeds), strict=True):
+        for name, theirs in zip(names, results(session, feeds), strict=True):
             ours = batch.outputs[name].numpy()
             differs = ~_same(ours, np.asarray(theirs))
             found.outputs += ours.size

@@ -19,7 +19,8 @@ from intact.exporters.onnx.build import build_float, output_names
 from intact.exporters.onnx.float import unsupported
 from intact.graph import FloatModel
 from intact.graph.capture import capture, evaluation_mode, normalise_example
-from intact.graph.dynamic import differing_axes
+from intact.graph.dynamic import differing_axes, first_free
+from intact.graph.outputs import plain_result
 from intact.graph.signature import check_inputs
 from intact.graph.tree import leaves, map_leaves
 from intact.leaves import has_leaves
@@ -75,8 +76,8 @@ def export_leaves(
     _refuse_half(model)
     given = data if isinstance(data, list) else [example_inputs if data is None else data]
     with as_operations():
-        free = _free_axes(example_inputs, given) if dynamic is None else dynamic
-        captured = capture(model, example_inputs, free, coded=True)
+        ways = _free_axes(example_inputs, given) if dynamic is None else [dynamic]
+        captured = first_free(lambda way: capture(model, example_inputs, way, coded=True), ways)
     _refuse_unsupported(captured)
     batches = [b for some in given for b in _batches(model, captured, some)]
     proto = build_float(captured)
@@ -92,10 +93,11 @@ def export_leaves(
     return certificate
 
 
-def _free_axes(example: Any, data: list[Any]) -> Any:
-    """``dynamic`` for the axes whose sizes differ; None if there are none."""
+def _free_axes(example: Any, data: list[Any]) -> list[Any]:
+    """``dynamic`` for the axes whose sizes differ, each on its own or those of one size as one; None for none."""
     first, *others = (args or kwargs for args, kwargs in map(normalise_example, [example, *data]))
-    return differing_axes(first, [first, *others])
+    ways = [differing_axes(first, [first, *others], named=named) for named in (False, True)]
+    return ways if ways[0] is not None else [None]
 
 
 def _check(model: nn.Module, example_inputs: Any, data: Any, where: str) -> None:
@@ -138,7 +140,7 @@ def _batches(model: nn.Module, captured: FloatModel, data: Any) -> list[Batch]:
     for count in sorted({min(size, _SAMPLES), min(size, 3), 1} if size else {0}, reverse=True):
         some, named = _cut(args, shapes, count), _cut(kwargs, shapes, count)
         with evaluation_mode(model), torch.no_grad():
-            found = [t for t in leaves(model(*some, **named)) if isinstance(t, Tensor)]
+            found = [t for t in leaves(plain_result(model(*some, **named))) if isinstance(t, Tensor)]
         names = [name for name, _ in output_names(captured.graph)]
         if len(found) != len(names):
             raise ExportError("the captured model has other outputs than the module", got=f"{len(names)} tensors",

@@ -95,6 +95,9 @@ class Call:
         """A template as a tensor of a dtype."""
         if isinstance(value, Mapping) and "input" in value:
             x = self.xs[value["input"]]
+        elif isinstance(value, Mapping) and "dim" in value:
+            size = self.op("Squeeze", self.b.size(value["dim"]))
+            return size if dtype == "int64" else self.cast(size, dtype or self.dtype)
         elif isinstance(value, Mapping):
             x = self.b.const(self.n.params[value["param"]], self.b.params[self.n.params[value["param"]]])
         else:
@@ -114,6 +117,8 @@ class Call:
         def example(value: Any) -> Any:
             if not isinstance(value, Mapping):
                 return value
+            if "dim" in value:
+                return 1
             return torch.empty([1] * len(self.shape_of(value)), dtype=getattr(torch, self.dtype_of(value)))
 
         first, *rest = (example(self[n]) for n in names)

@@ -157,7 +157,7 @@ def _remainder(c: Call) -> str:
     return c.op("Where", _wraps(c, rest, b), c.op("Add", rest, b), rest)
 
 
-@aten("clamp.Tensor", "clamp_min.Tensor", "clamp_max.Tensor")
+@aten("clamp.default", "clamp.Tensor", "clamp_min.Tensor", "clamp_max.Tensor")
 def _clamp(c: Call) -> str:
     y = c.tensor("self", c.dtype)
     for name, kind in (("min", "Max"), ("max", "Min")):

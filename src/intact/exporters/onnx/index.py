@@ -67,7 +67,7 @@ def _one_hot(c: Call) -> str:
 def _triangle(name: str) -> None:
     @aten(f"{name}.default")
     def emit(c: Call) -> str:
-        return c.op("Trilu", c.tensor("self"), c.number(c["diagonal"], "int64", "diagonal"), upper=int(name == "triu"))
+        return c.op("Trilu", c.tensor("self"), c.tensor("diagonal", "int64"), upper=int(name == "triu"))
 
 
 _triangle("tril")
@@ -78,11 +78,18 @@ _triangle("triu")
 def _repeat(c: Call) -> str:
     times = c["repeats"] if c["repeats"] is not None else c["dims"]
     x, rank = c.tensor("self"), len(c.shape("self"))
-    if any(isinstance(t, Mapping) for t in times):
-        raise c.refuse("a number of repetitions that depends on the batch size has no ONNX form here")
     if len(times) > rank:
         x = c.op("Unsqueeze", x, c.integers(range(len(times) - rank), "new_axes"))
-    return c.op("Tile", x, c.integers([1] * (rank - len(times)) + list(times), "times"))
+    sizes = [c.b.size(t["dim"] if isinstance(t, Mapping) else t) for t in [1] * (rank - len(times)) + list(times)]
+    return c.op("Tile", x, c.op("Concat", *sizes, axis=0)) if sizes else x
+
+
+@aten("flip.default")
+def _flip(c: Call) -> str:
+    axes = [a % len(c.shape("self")) for a in c["dims"]]
+    back, before_all = [-1] * len(axes), [-(2**63) + 1] * len(axes)
+    parts = [("start", back), ("end", before_all), ("axes", axes), ("step", back)]
+    return c.op("Slice", c.tensor("self"), *(c.integers(v, k) for k, v in parts)) if axes else c.tensor("self")
 
 
 @aten("einsum.default")

@@ -20,6 +20,7 @@ from intact.errors import CaptureError
 from intact.graph.float_model import FloatModel
 from intact.graph.ir import Graph, Node
 from intact.graph.passes.base import Pass
+from intact.graph.passes.split_rms_norm import RMS_NORM
 from intact.kernels import UNARY_OPS
 
 __all__ = ["STEPS", "Site", "SmoothChannels", "divisors", "smoothable"]
@@ -34,16 +35,23 @@ class Site:
     """An edge whose channels may be scaled.
 
     Args:
-        edge: a layer norm, or an activation function of a linear layer.
+        edge: a layer norm or an RMS norm, an activation function of a linear layer, or the product of a linear layer
+            and a gate.
         readers: the linear layers that read it.
-        folds: the divisors can become part of the layer norm, which nothing else reads.
+        folded: parameters that the divisors can become part of, each with the channel that it starts at: nothing else
+            reads the edge.
         producer: the linear layer whose outputs can be copied, or "".
     """
 
     edge: str
     readers: tuple[str, ...]
-    folds: bool
+    folded: tuple[tuple[str, int], ...]
     producer: str
+
+    @property
+    def folds(self) -> bool:
+        """Whether the divisors cost nothing."""
+        return bool(self.folded)
 
 
 def smoothable(model: FloatModel) -> dict[str, Site]:
@@ -56,15 +64,61 @@ def smoothable(model: FloatModel) -> dict[str, Site]:
         if not readers or any(uses[model.graph[r].params["weight"]] > 1 for r in readers):
             continue
         alone = node.name not in outputs and len(users[node.name]) == len(readers)
-        if node.op == "layer_norm" and len(node.attrs["shape"]) == 1:
-            own = "weight" in node.params and all(uses[p] == 1 for p in node.params.values())
-            found[node.name] = Site(node.name, readers, alone and own, "")
+        if _is_norm(node):
+            folded = _folded(model, node, uses) if alone and set(node.params) & {"weight", "arg0"} else ()
+            found[node.name] = Site(node.name, readers, folded, "")
         elif node.op in UNARY_OPS and model.graph[node.inputs[0]].op == "linear":
             source = model.graph[node.inputs[0]]
-            free = alone and len(users[source.name]) == 1 and source.name not in outputs
-            own = all(uses[p] == 1 for p in source.params.values()) and "activation" not in source.attrs
-            found[node.name] = Site(node.name, readers, False, source.name if free and own else "")
+            free = alone and _only(node, source, users, outputs) and bool(_folded(model, source, uses))
+            found[node.name] = Site(node.name, readers, (), source.name if free else "")
+        elif node.op == "mul" and "activation" not in node.attrs and len(set(node.inputs)) == 2:
+            ways = (_factor(model, node, i, users, outputs, uses) for i in reversed(node.inputs))
+            folded = next(filter(None, ways), ())
+            if folded:
+                found[node.name] = Site(node.name, readers, folded if alone else (), "")
     return found
+
+
+def _is_norm(node: Node) -> bool:
+    if node.op == "layer_norm":
+        return len(node.attrs["shape"]) == 1
+    return node.op == "aten" and node.attrs["target"] == RMS_NORM and len(node.attrs["args"][1]) == 1 \
+        and not node.attrs["kwargs"]
+
+
+def _folded(model: FloatModel, node: Node, uses: Mapping[str, int], start: int = 0) -> tuple[tuple[str, int], ...]:
+    """The parameters of a node, if it alone has them and they are what they are."""
+    own = all(uses[p] == 1 and p not in model.derived for p in node.params.values())
+    return tuple((p, start) for p in node.params.values()) if own and "activation" not in node.attrs else ()
+
+
+def _only(node: Node, source: Node, users: Mapping[str, list[Node]], outputs: set[str]) -> bool:
+    """Whether nothing but a node reads another."""
+    return all(u is node for u in users[source.name]) and source.name not in outputs
+
+
+def _factor(model: FloatModel, node: Node, edge: str, users: Mapping[str, list[Node]], outputs: set[str],
+            uses: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """What an operand of a product is made with, where it is a linear layer, or a part of its channels."""
+    operand = model.graph[edge]
+    if not _only(node, operand, users, outputs) or operand.shape != node.shape:
+        return ()
+    if operand.op == "linear":
+        return _folded(model, operand, uses)
+    source = model.graph[operand.inputs[0]] if operand.op == "slice" else operand
+    parts = users[source.name]
+    if source.op != "linear" or source.name in outputs or not all(_is_part(p) for p in parts):
+        return ()
+    start, end = operand.attrs["start"], operand.attrs["end"]
+    apart = all(p is operand or p.attrs["end"] <= start or end <= p.attrs["start"] for p in parts)
+    return _folded(model, source, uses, start) if apart else ()
+
+
+def _is_part(node: Node) -> bool:
+    """Whether it takes a range of the channels."""
+    a = node.attrs
+    return node.op == "slice" and a["axis"] == len(node.shape) - 1 and a["step"] == 1 \
+        and type(a["start"]) is int and type(a["end"]) is int and 0 <= a["start"] < a["end"]
 
 
 def _uses(model: FloatModel) -> dict[str, int]:
@@ -156,8 +210,11 @@ def _smoothed(model: FloatModel, site: Site, steps: Sequence[int], copies: Seque
         name = graph[reader].params["weight"]
         params[name] = split_columns(params[name].to(torch.float64) * factor, copies).to(torch.float32)
     if site.folds:
-        for name in graph[site.edge].params.values():
-            params[name] = (params[name].to(torch.float64) / factor).to(torch.float32)
+        for name, start in site.folded:
+            whole = params[name].to(torch.float64)
+            divisor = torch.ones(len(whole), dtype=torch.float64)
+            divisor[start : start + len(factor)] = factor
+            params[name] = (whole / divisor.reshape(-1, *[1] * (whole.ndim - 1))).to(torch.float32)
         return model.with_graph(graph, params)
     if copies:
         if not site.producer:
