@@ -31,7 +31,9 @@ def recording() -> bool:
     False
     """
     on = _STATE.on
-    return torch.compiler.is_exporting() or tracing() if on is None else on
+    if on is not None:
+        return on
+    return torch.compiler.is_exporting() or bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]
 
 
 def tracing() -> bool:
