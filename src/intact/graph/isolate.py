@@ -129,6 +129,8 @@ def capture_around(model: nn.Module, args: Args, kwargs: Kwargs, attempt: Attemp
         if error.what != _OWN:
             raise
         raise _packed(model, few, few_kwargs) or error from None
+    except CAPTURE_FAILURES:  # of the model: it takes no other number of samples on the axis that counts them
+        raise _packed(model, args, kwargs) or _own_forward(model, failure) from failure
 
 
 def _around(model: nn.Module, args: Args, kwargs: Kwargs, attempt: Attempt, failure: BaseException, few: Args,
