@@ -25,10 +25,11 @@ def decoded_product(x: Tensor, weight: QWeight) -> Tensor:
         x: real numbers, multiplied already by the columns of a weight that is balanced.
         weight: a matrix; float16, or 8 or 4 bits.
 
+    >>> from intact.leaves.how import Float16
     >>> from intact.leaves.weight import encode
-    >>> w = encode(torch.tensor([[0.5, -1.27]]), WeightOnly(8, symmetric=True))
+    >>> w = encode(torch.tensor([[0.5, -1.27]]), Float16())
     >>> decoded_product(torch.tensor([[1.0, -1.0]]), w)
-    tensor([[1.7700]])
+    tensor([[1.7695]])
     """
     codes, scale, zero, how = weight.codes, weight.scale, weight.zero_point, weight.how
     columns = x.shape[1]
