@@ -376,7 +376,7 @@ def _measure(fm: FloatModel, q: QModel) -> tuple[Latency | None, Sizes | None]:
         except ExportError:
             return None, None
         integer_file = Path(folder) / "integer.onnx"
-        one = {k: v[:1] if fm.graph[k].shape[:1] == ("batch",) else v for k, v in fm.example.items()}
+        one = fm.small_example(1)
         slow, fast = latencies([float_file, integer_file], one)
         sizes = Sizes(float_bytes=float_file.stat().st_size, integer_bytes=integer_file.stat().st_size)
         size = samples_in(fm.graph, fm.sample)

@@ -341,3 +341,37 @@ def test_rows_that_are_looked_up_count_as_codes(tmp_path: Path) -> None:
               intact.quantize_dynamic(net, dtype=torch.float16)):
         certificate = intact.export(q, tmp_path / "net.onnx", example_inputs=ids)
         assert certificate.codes_differ == 0 and certificate.codes_compared == (3 + 1) * 6 * 32
+
+
+def test_a_last_bit_that_becomes_a_code_in_the_next_step_is_no_other_function(tmp_path: Path) -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        lstm = nn.LSTM(40, 64, 3, batch_first=True, bidirectional=True, proj_size=24)
+        certificate, _ = export(intact.quantize_dynamic(lstm), torch.randn(8, 30, 40), tmp_path)
+        assert certificate.codes_compared and not certificate.codes_differ
+
+
+class Stepwise(nn.Module):
+    """A language model that goes on from a state; a flag and an input that is not given stand before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.lstm, self.head = nn.Embedding(20, 16), nn.LSTM(16, 16, 2, batch_first=True), nn.Linear(16, 20)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, scaled: bool = False,
+                state: tuple[Tensor, Tensor] | None = None) -> Any:
+        y, state = self.lstm(self.table(x), state)
+        return self.head(y) * (2.0 if scaled else 1.0), state
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])  # as many as layers, too
+def test_states_with_their_samples_on_the_second_axis(batch: int, tmp_path: Path) -> None:
+    q = intact.quantize_dynamic(Stepwise())
+    given = (torch.randint(0, 20, (batch, 7)), None, True, (torch.randn(2, batch, 16), torch.randn(2, batch, 16)))
+    _, session = export(q, given, tmp_path)
+    assert [i.shape for i in session.get_inputs()] == [["batch", 7], [2, "batch", 16], [2, "batch", 16]]
+    x, h, c = torch.randint(0, 20, (5, 7)), torch.randn(2, 5, 16), torch.randn(2, 5, 16)
+    with torch.no_grad():
+        y, state = q(x, None, True, (h, c))
+    for mine, theirs in zip(run(session, x, h, c), (y, *state), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-2)

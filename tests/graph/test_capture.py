@@ -335,6 +335,24 @@ def test_examples_that_are_none(example: Any) -> None:
         intact.capture(nn.Linear(3, 2), example)
 
 
+def test_stubs_of_torch_are_identities() -> None:
+    stubs = pytest.importorskip("torch.ao.quantization.stubs")
+
+    class Stubbed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.quant, self.fc, self.dequant = stubs.QuantStub(), nn.Linear(4, 4), stubs.DeQuantStub()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.dequant(self.fc(self.quant(x)))
+            return y
+
+    net, x = Stubbed(), torch.randn(3, 4)
+    for model in (net, stubs.QuantWrapper(nn.Linear(4, 4))):
+        fm = intact.capture(model, x)
+        assert [n.op for n in fm.graph] == ["input", "linear"] and torch.equal(fm(x), model(x))
+
+
 class Random(nn.Module):
     """Gives something else in every call, also in evaluation mode."""
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import intact
 from intact import CalibrationError, CaptureError, IntactError
+from intact.graph import capture, tree
 
 
 class Pair(NamedTuple):
@@ -175,3 +176,26 @@ def test_what_is_taken_for_labels_is_said_where_forward_could_mean_it() -> None:
     for data in ([x], [{"x": x, "mask": second}]):
         assert "mask" not in dict(intact.quantize(Masked(), data).info["notes"])
     assert not any("labels" in text for _, text in intact.quantize(nn.Linear(4, 3), [(x, second)]).info["notes"])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 9])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_samples_on_another_axis_than_the_first_are_found(batch: int, layers: int) -> None:
+    lstm, x, h = nn.LSTM(4, 4, layers, batch_first=True), torch.randn(batch, 5, 4), torch.randn(layers, batch, 4)
+    fm = capture(lstm, (x, (h, h.clone())))
+    assert [n.shape for n in fm.graph.inputs] == [("batch", 5, 4), (layers, "batch", 4), (layers, "batch", 4)]
+    assert all(v.shape[fm.graph[k].shape.index("batch")] == 1 for k, v in fm.small_example(1).items())
+    x, h = torch.randn(6, 5, 4), torch.randn(layers, 6, 4)
+    for mine, theirs in zip(tree.leaves(fm(x, (h, h))), tree.leaves(lstm(x, (h, h))), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+def test_positional_inputs_that_are_none_may_be_given_again() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+            return x if y is None else x + y
+
+    fm, x = capture(Masked(), (torch.ones(2, 3), None, torch.ones(2, 3))), torch.ones(4, 3)
+    assert torch.equal(fm(x, None, x), fm(x, x))
+    with pytest.raises(IntactError, match="too many inputs"):
+        fm(x, x, x)

@@ -267,3 +267,17 @@ def test_what_cannot_be_isolated_is_refused(make: Any, words: str) -> None:
         intact.capture(net, torch.randn(4, 4))
     assert words in str(caught.value)
     assert not any(type(m).__name__ == "_Stub" for m in net.modules())
+
+
+def test_packed_sequences_with_steps_first_are_named() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(4, 4)
+
+        def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.gru(nn.utils.rnn.pack_padded_sequence(x, lengths))[1]
+            return y
+
+    with pytest.raises(intact.CaptureError, match="packed sequences"):
+        intact.capture(Packed(), (torch.randn(7, 3, 4), torch.tensor([7, 4, 2])))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import intact
+from intact import IntactError
 from intact.graph.capture import capture
 from intact.leaves.how import Dynamic, Float16, LeafHow, WeightOnly
 from intact.leaves.recording import as_operations, recording
@@ -116,3 +117,25 @@ def test_attention_keeps_a_free_batch() -> None:
         fm = capture(q, x, coded=True)
     assert sum(n.op == "leaf_product" for n in fm.graph) == 6
     assert torch.allclose(fm(x[:3]), q(x[:3]), atol=1e-5)
+
+
+@pytest.mark.parametrize("how", HOWS, ids=str)
+def test_torch_export_gives_the_same_program_to_the_last_bit(how: LeafHow) -> None:
+    net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), First(nn.LSTM(16, 8, batch_first=True)))
+    q, x = intact.quantize_dynamic(net, {nn.Linear: how, nn.LSTM: how}).eval(), torch.randn(3, 5, 16)
+    free = ({0: torch.export.Dim.AUTO},)
+    program = torch.export.export(q, (x,), dynamic_shapes=free).module()
+    for given in (x, torch.randn(7, 5, 16)):
+        with torch.no_grad():
+            assert all(map(torch.equal, program(given), q(given)))
+    assert not recording()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_jit_trace_takes_products_and_names_what_it_does_not_take() -> None:
+    q, x = intact.quantize_dynamic(nn.Sequential(nn.Linear(16, 16), nn.ReLU())), torch.randn(3, 16)
+    traced = torch.jit.trace(q, x)
+    for given in (x, torch.randn(30, 16)):
+        assert torch.equal(traced(given), q(given))
+    with pytest.raises(IntactError, match=r"torch\.export"):
+        torch.jit.trace(intact.quantize_dynamic(First(nn.GRU(16, 8))), x[None])

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, prune
 
 import intact
 from intact import IntactError, PlanError
+from intact.graph.tree import first_tensor
 from intact.leaves.how import Dynamic, Float16, LeafHow, WeightOnly
 from intact.types import PerChannel, PerGroup, PerTensor
 
@@ -105,30 +106,68 @@ def test_what_is_no_index_is_refused_as_in_torch(index: torch.Tensor) -> None:
 
 
 def pruned() -> nn.Module:
-    net = nn.Linear(8, 8)
+    net = nn.Linear(16, 16)
     prune.l1_unstructured(net, "weight", 0.5)
     return net
 
 
+def hooked() -> nn.Module:
+    net = nn.Linear(8, 8)
+    w = net._parameters.pop("weight")
+    net.weight = w.detach()
+    return net
+
+
 def old_weight_norm() -> nn.Module:
-    return torch.nn.utils.weight_norm(nn.LSTM(8, 8), "weight_hh_l0")
+    return torch.nn.utils.weight_norm(nn.LSTM(16, 16), "weight_hh_l0")
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("make", "words"), [
-    (pruned, "pruning"), (old_weight_norm, "weight_norm"), (lambda: nn.LazyLinear(4), "no values yet"),
-    (lambda: nn.Linear(4, 4, device="meta"), "no values yet")])
+    (lambda: nn.LazyLinear(4), "no values yet"), (lambda: nn.Linear(4, 4, device="meta"), "no values yet"),
+    (hooked, "a hook that is not known")])
 def test_weights_that_are_not_there_are_refused(make: Callable[[], nn.Module], words: str) -> None:
     with pytest.raises(PlanError, match=words):
         intact.quantize_dynamic(nn.Sequential(make()))
 
 
-@pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
-def test_parametrized_weights_are_quantized_as_they_are(norm: Any, tmp_path: Path) -> None:
-    net, x = nn.Sequential(norm(nn.Linear(16, 16))).eval(), torch.randn(4, 16)
-    q = intact.quantize_dynamic(net)
-    assert float((q(x) - net(x)).detach().std() / net(x).detach().std()) < 0.02
-    assert torch.equal(intact.load(intact.save(q, tmp_path / "net"), model=net)(x), q(x))
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "pruned": pruned, "old weight norm of one weight": old_weight_norm,
+    "old weight norm": lambda: torch.nn.utils.weight_norm(nn.Linear(16, 16)),
+    "old spectral norm": lambda: torch.nn.utils.spectral_norm(nn.Linear(16, 16)),
+    "both": lambda: prune.l1_unstructured(torch.nn.utils.weight_norm(nn.Linear(16, 16)), "bias", 0.5),
+    "weight norm": lambda: parametrizations.weight_norm(nn.Linear(16, 16)),
+    "spectral norm": lambda: parametrizations.spectral_norm(nn.Linear(16, 16)),
+    "orthogonal": lambda: parametrizations.orthogonal(nn.GRUCell(16, 16), "weight_hh"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NORMS)
+def test_weights_that_are_made_at_every_call_are_quantized_as_they_are(name: str, tmp_path: Path) -> None:
+    net, x = nn.Sequential(NORMS[name]()).eval(), torch.randn(4, 16)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(1.5)  # what a hook has made before is out of date
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    q, w = intact.quantize_dynamic(net), intact.quantize_weights(net, bits=8, group=16)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and len(before) == len(net.state_dict())
+    real = first_tensor(net(x)).detach()
+    for other in (q, w):
+        mine = first_tensor(other(x)).detach()
+        assert float((mine - real).std() / real.std()) < 0.02
+        again = first_tensor(intact.load(intact.save(other, tmp_path / "net"), model=net)(x))
+        assert torch.equal(again, mine)
+    assert not any("weight_g" in k or "_orig" in k or "original" in k for k in q.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_that_stay_float_keep_their_hooks() -> None:
+    net, x = nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(16, 16)), nn.Linear(16, 4)), torch.randn(4, 16)
+    net(x)  # the hook leaves a tensor with a history
+    q = intact.quantize_dynamic(net, {"1"})
+    with torch.no_grad():
+        q[0].weight_g.mul_(2.0)
+    assert torch.allclose(q[0](x) - q[0].bias, 2 * (net[0](x) - net[0].bias), atol=1e-5)
 
 
 def test_a_replaced_forward_is_kept() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -224,8 +225,15 @@ def test_embeddings_match_torch_in_all_modes() -> None:
                 assert torch.allclose(q(index, ends, w), real(index, ends, w))
     assert torch.equal(intact.quantize_dynamic(nn.Embedding(6, 8))(torch.zeros(0, 3, dtype=torch.long)),
                        torch.zeros(0, 3, 8))
-    with pytest.raises(PlanError, match="max_norm"):
-        intact.quantize_dynamic(nn.Embedding(6, 8, max_norm=1.0))
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_rows_of_a_table_with_max_norm_are_as_they_are_read(kind: type[nn.Module]) -> None:
+    table = kind(6, 8, max_norm=1.0, norm_type=1.0)
+    kept, x = table.weight.detach().clone(), torch.arange(6).reshape(6, 1)
+    q = intact.quantize_dynamic(table)
+    assert torch.equal(table.weight, kept)
+    assert torch.allclose(q(x), table(x).detach(), atol=1e-2) and float(q.weight.abs().sum(1).max()) < 1.01
 
 
 @pytest.mark.parametrize("options", [
@@ -302,3 +310,72 @@ def test_no_layer_gets_codes_twice(make: Callable[..., nn.Module]) -> None:
         with pytest.raises(intact.CaptureError, match="already quantized") as error:
             again()
         assert error.value.where == "0"
+
+
+@pytest.mark.parametrize("spec", [
+    {"head": torch.qint8, "head*": None}, {"*": torch.qint8, nn.Linear: None}, {"": torch.qint8, "blocks.*": None},
+    {"head": None, "*d": torch.float16}])
+def test_a_key_that_never_decides_is_refused(spec: Any) -> None:
+    with pytest.raises(PlanError, match="no effect"):
+        intact.quantize_dynamic(Net(), spec)
+
+
+@pytest.mark.parametrize("spec", [{nn.Linear: None}, {"*": None}, {"head": None}])
+def test_a_specification_that_leaves_all_in_float_is_refused(spec: Any) -> None:
+    for quantize in (intact.quantize_dynamic, intact.quantize_weights):
+        with pytest.raises(PlanError, match="leaves every layer in float"):
+            quantize(Net(), spec)
+
+
+def test_all_but_some() -> None:
+    assert leaves(intact.quantize_dynamic(Net(), {"*": torch.qint8, "blocks.*": None})).keys() == {"head", "conv"}
+    assert leaves(intact.quantize_dynamic(Net(), {nn.Linear: torch.qint8, "head": None})).keys() == FC
+
+
+class Doubled(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * 2
+
+
+@pytest.mark.parametrize("spec", [None, {nn.Linear}, {Doubled}, {"0"}])
+def test_a_forward_of_its_own_is_named_as_the_reason(spec: Any) -> None:
+    with pytest.raises(PlanError, match="Doubled: a forward of its own"):
+        intact.quantize_dynamic(nn.Sequential(Doubled(4, 4)), spec)
+
+
+def test_layers_that_share_a_weight_have_one_encoding() -> None:
+    net = nn.ModuleList([nn.Embedding(6, 32), nn.Linear(32, 6)])
+    net[1].weight = net[0].weight
+    with pytest.raises(PlanError, match="share a weight"):
+        intact.quantize_weights(net, {"0": 8, "1": 4})
+    with pytest.raises(PlanError, match="share a weight"):
+        intact.quantize_dynamic(net, {"0": torch.float16, "1": torch.qint8})
+    assert type(intact.quantize_dynamic(net, {"1"})[0]) is nn.Embedding  # one of them may stay float
+
+
+class Made:
+    """An observer of torch's, as far as a QConfig says what it makes."""
+
+    def __init__(self, dtype: torch.dtype, qscheme: Any = None) -> None:
+        self.dtype, self.qscheme = dtype, qscheme
+
+
+@pytest.mark.parametrize(("activation", "weight", "how"), [
+    (Made(torch.quint8, torch.per_tensor_affine), Made(torch.qint8, torch.per_tensor_symmetric),
+     Dynamic(PerTensor(), PerTensor())),
+    (Made(torch.quint8, torch.per_tensor_affine), Made(torch.qint8, torch.per_channel_symmetric),
+     Dynamic(PerChannel(0), PerTensor())),
+    (Made(torch.float32), Made(torch.float16), Float16()),
+    (Made(torch.float32), Made(torch.quint8, torch.per_channel_affine_float_qparams),
+     WeightOnly(8, PerChannel(0), symmetric=False)),
+    (Made(torch.float32), Made(torch.quint4x2, torch.per_channel_affine_float_qparams),
+     WeightOnly(4, PerChannel(0), symmetric=False)),
+])
+def test_a_qconfig_of_torch_says_what_it_says_there(activation: Made, weight: Made, how: Any) -> None:
+    config = SimpleNamespace(activation=lambda: activation, weight=lambda: weight)
+    assert intact.quantize_dynamic(nn.Linear(16, 4), {"": config}).how == how
+
+
+def test_weight_only_settings_say_where_they_belong() -> None:
+    with pytest.raises(PlanError, match="quantize_weights"):
+        intact.quantize_dynamic(Net(), {"head": {"bits": 4}})

@@ -15,6 +15,7 @@ from intact.calibration.peek import about_batch
 from intact.errors import CalibrationError, IntactError
 from intact.graph import FloatModel, Node
 from intact.graph.attention import attention_softmaxes
+from intact.graph.free import first_samples, sample_axis
 from intact.graph.passes import SmoothChannels, transform
 from intact.graph.passes.smooth_channels import Site, smoothable
 from intact.graph.signature import check_inputs
@@ -118,8 +119,9 @@ def _look(model: FloatModel, data: Iterable[Any], sites: Mapping[str, Site]) -> 
             check_inputs(model.graph, given)
         except IntactError as error:
             raise about_batch(error, number, model) from error
-        inputs = {k: v[:left] if model.graph[k].shape[:1] == ("batch",) else v for k, v in given.items()}
-        count = max((len(v) for k, v in inputs.items() if model.graph[k].shape[:1] == ("batch",)), default=SAMPLES)
+        inputs = first_samples(model.graph, given, left)
+        count = max((inputs[n.name].shape[axis] for n in model.graph.inputs if (axis := sample_axis(n)) is not None),
+                    default=SAMPLES)
 
         def tap(node: Node, value: Tensor, share: int = ROWS * count // SAMPLES) -> None:
             if node.name in sites:

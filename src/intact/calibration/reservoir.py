@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from intact.graph import Graph
-from intact.graph.free import free_symbols, resized
+from intact.graph.free import free_symbols, resized, sample_axis
 from intact.graph.signature import check_inputs
+from intact.types.dims import BATCH
 
 __all__ = ["Reservoir"]
 
@@ -31,7 +32,7 @@ class Reservoir:
 
     def __init__(self, graph: Graph, size: int) -> None:
         self.graph, self.size, self.seen = graph, size, 0
-        self.batched = [n.name for n in graph.inputs if n.shape and n.shape[0] == "batch"]
+        self.batched = {n.name: axis for n in graph.inputs if (axis := sample_axis(n)) is not None}
         self.kept: list[dict[str, Tensor]] = []
         self.others: dict[str, Tensor] = {}
         self.random = random.Random(0)
@@ -42,19 +43,19 @@ class Reservoir:
             self.others = dict(inputs)
             return
         self.others = {k: v for k, v in inputs.items() if k not in self.batched}
-        for i in range(inputs[self.batched[0]].shape[0]):
+        for i in range(check_inputs(self.graph, inputs)[BATCH]):
             place = len(self.kept) if self.seen < self.size else self.random.randrange(self.seen + 1)
             self.seen += 1
             if place < self.size:
-                sample = {name: inputs[name][i].detach().clone() for name in self.batched}
+                sample = {name: inputs[name].narrow(axis, i, 1).detach().clone() for name, axis in self.batched.items()}
                 self.kept[place : place + 1] = [sample]
 
     def samples(self) -> dict[str, Tensor]:
         """The samples as named inputs."""
-        kept = [{n: x[None] for n, x in s.items()} for s in self.kept]
+        kept = self.kept
         if kept and free_symbols(self.graph):
             kept = self._alike(kept)
-        return {**{n: torch.cat([s[n] for s in kept]) for n in self.batched}, **self.others}
+        return {**{n: torch.cat([s[n] for s in kept], axis) for n, axis in self.batched.items()}, **self.others}
 
     def _alike(self, kept: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         """Samples of free sizes, cut or repeated to the sizes that most of them have."""

@@ -41,7 +41,8 @@ def save(q: QModel, path: str | os.PathLike[str]) -> Path:
     """
     if not isinstance(q, QModel):
         raise ArtifactError("only an integer model can be saved", got=type(q).__name__, allowed="QModel",
-                            fix="call intact.convert or intact.quantize first")
+                            fix="call intact.convert, intact.quantize, intact.quantize_dynamic or "
+                                "intact.quantize_weights first")
     target = writable(path)
     if q.opaque:
         raise ArtifactError("a model with modules that could not be captured cannot be saved: they are Python code",

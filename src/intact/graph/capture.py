@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from intact.errors import CaptureError
+from intact.errors import CaptureError, IntactError
 from intact.graph import aten, aten_composed, aten_elementwise  # noqa: F401  (they register the conversions)
+from intact.graph.batch_axes import at_least_two, batch_of, with_batch, with_samples
 from intact.graph.confirm import Multiples, confirmed
 from intact.graph.converter import Const, Converter, Edge
 from intact.graph.dynamic import Dynamic, axes_of, given_limits, long_enough, multiplied, stretched, symbols_in
 from intact.graph.exported import FixedAxis, exported, functional
 from intact.graph.float_model import FloatModel
+from intact.graph.free import first_samples
 from intact.graph.hints import hints_of, in_float
 from intact.graph.inplace import mutates
 from intact.graph.ir import Graph, Node
@@ -69,9 +71,10 @@ def capture(model: nn.Module, example_inputs: Any, dynamic: Dynamic | None = Non
     _refuse_quantized(model, coded)
     args, kwargs = normalise_example(example_inputs)
     axes = axes_of(model, args, kwargs, dynamic)
-    args, kwargs = long_enough(_at_least_two((args, kwargs)), axes)
     with evaluation_mode(model), in_float(model), plain_outputs(model) as lost, torch.no_grad():
-        _try_out(model, args, kwargs)
+        axes = with_batch(model, (args, dict(kwargs)), axes, CAPTURE_FAILURES)
+        args, kwargs = long_enough(at_least_two((args, dict(kwargs)), axes), axes)
+        _try_out(model, args, kwargs, axes)
         fm = _free(model, args, kwargs, axes, given_limits(dynamic), coded)
     used = {node.attrs["module"] for node in fm.graph if node.op == "opaque"}
     opaque = {key: call for key, call in fm.opaque.items() if key in used}
@@ -124,10 +127,10 @@ def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         return found
 
 
-def _try_out(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Call the model once on a sample or two: what is wrong with the inputs is said in plain words."""
+def _try_out(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Any) -> None:
+    """Call the model once on two samples, or all: what is wrong with the inputs is said in plain words."""
     try:
-        result = model(*_first_two(args), **_first_two(kwargs))
+        result = _called(model, args, kwargs, axes)
     except CAPTURE_FAILURES as error:
         keys = next((", ".join(map(str, a)) for a in args if isinstance(a, Mapping)), None)
         raise CaptureError("the model fails on the example inputs", where=type(model).__name__,
@@ -139,8 +142,13 @@ def _try_out(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
                            fix="return tensors, in tuples, lists, dicts or data classes")
 
 
-def _first_two(value: Any) -> Any:
-    return map_leaves(value, lambda x: x[:2] if isinstance(x, Tensor) and x.ndim else x)
+def _called(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Any) -> Any:
+    given = (args, dict(kwargs))
+    few, named = with_samples(given, axes, min(2, batch_of(given, axes)))
+    try:
+        return model(*few, **named)
+    except (*CAPTURE_FAILURES, IntactError):  # the first axis need not be that of the samples
+        return model(*args, **kwargs)
 
 
 def normalise_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -167,13 +175,18 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+#: identities and float arithmetic of torch's eager mode, which stand in models that were never converted
+_STUBS = ("QuantStub", "DeQuantStub", "QuantWrapper", "FloatFunctional", "FXFloatFunctional")
+
+
 def _refuse_quantized(model: nn.Module, coded: bool) -> None:
     if not isinstance(model, nn.Module):
         raise CaptureError("the model is not a torch.nn.Module", got=type(model).__name__,
                            fix="pass the float module itself")
     for path, module in model.named_modules():
         name = f"{type(module).__module__}."
-        if name.startswith(("torch.ao.", "torch.nn.quantized.", "torchao.", "intact.simulation.")):
+        if name.startswith(("torch.ao.", "torch.nn.quantized.", "torchao.", "intact.simulation.")) and not (
+                name.startswith("torch.ao.") and type(module).__name__ in _STUBS):
             raise CaptureError("the model is already quantized", where=path or "model",
                                got=type(module).__name__, fix="pass the float model")
         if not coded and name == "intact.leaves.weight.":
@@ -194,18 +207,6 @@ def _refuse_quantized(model: nn.Module, coded: bool) -> None:
 def _of_leaf(model: nn.Module, name: str) -> bool:
     """Whether a tensor is part of the weight of a quantized layer, which may be stored in 16 bits."""
     return type(model.get_submodule(name.rpartition(".")[0])).__module__.startswith("intact.leaves.")
-
-
-def _at_least_two(value: Any) -> Any:
-    """Tensors with a batch of one, doubled; nothing else changed."""
-    def doubled(x: Any) -> Any:
-        if not isinstance(x, Tensor) or not x.ndim:
-            return x
-        if x.shape[0] == 0:
-            raise CaptureError("an example input is empty", got=tuple(x.shape), fix="give at least one sample")
-        return torch.cat([x, x]) if x.shape[0] == 1 else x.detach()
-
-    return map_leaves(value, doubled)
 
 
 def capture_program(
@@ -281,7 +282,8 @@ def _converted(
     graph = Graph(tuple(conv.nodes), output).validate()
     graph = graph.rewritten(graph.nodes)
     signature = program_signature(program, model)
-    fm = FloatModel(graph, params, signature, {k: v.detach()[:_KEPT].clone() for k, v in tensors.items()},
+    kept = {k: v.detach().clone() for k, v in first_samples(graph, tensors, _KEPT).items()}
+    fm = FloatModel(graph, params, signature, kept,
                     dict(opaque), sources=params, buffers=_buffers(program, params, graph),
                     frozen=_frozen(program), dropouts=dict(conv.dropouts))
     shaped = infer_shapes(fm, batch_only=True)  # with free sizes only a look whether all of it runs

@@ -18,7 +18,8 @@ from intact.graph.tree import leaves, map_leaves
 from intact.types.dims import BATCH, Sizes, is_dim, line
 
 __all__ = ["Axes", "Dynamic", "axes_of", "by_tensor", "default_name", "differing_axes", "dynamic_of",
-           "export_shapes", "first_free", "given_limits", "long_enough", "multiplied", "stretched", "symbols_in"]
+           "export_shapes", "first_free", "given_limits", "long_enough", "multiplied", "paired", "stretched",
+           "symbols_in"]
 
 T = TypeVar("T")
 
@@ -225,7 +226,7 @@ def given_limits(dynamic: Any) -> dict[str, tuple[int, int | None]]:
     return found
 
 
-def _pairs(value: Any, axes: Any, change: Any) -> Any:
+def paired(value: Any, axes: Any, change: Any) -> Any:
     """The structure of ``value`` with every tensor changed, who sees its axes too."""
     own = leaves(axes)
     return map_leaves(value, lambda x: _changed(x, next(own), change))
@@ -242,7 +243,7 @@ def long_enough(value: Any, axes: Any) -> Any:
             x = torch.cat([x, x], axis) if x.shape[axis] == 1 else x
         return x
 
-    return _pairs(value, axes, doubled)
+    return paired(value, axes, doubled)
 
 
 def stretched(value: Any, axes: Any, by: Sizes) -> Any:
@@ -255,7 +256,7 @@ def stretched(value: Any, axes: Any, by: Sizes) -> Any:
                 x = x.index_select(axis, torch.arange(x.shape[axis] + more, device=x.device) % x.shape[axis])
         return x
 
-    return _pairs(value, axes, longer)
+    return paired(value, axes, longer)
 
 
 def symbols_in(value: Any, axes: Any) -> dict[str, int]:

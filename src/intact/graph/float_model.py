@@ -12,6 +12,7 @@ from torch import Tensor
 
 from intact.graph.derive import Derived, Expr, evaluate, leaves
 from intact.graph.float_ops import run_float
+from intact.graph.free import first_samples
 from intact.graph.generic import run_aten
 from intact.graph.hints import Hint
 from intact.graph.ir import Graph, Node, fill_template
@@ -79,10 +80,7 @@ class FloatModel:
 
     def small_example(self, samples: int) -> dict[str, Tensor]:
         """The first samples of the example inputs."""
-        return {
-            n.name: self.example[n.name][:samples] if n.shape and n.shape[0] == "batch" else self.example[n.name]
-            for n in self.graph.inputs
-        }
+        return first_samples(self.graph, self.example, samples)
 
     def with_graph(
         self, graph: Graph, params: Mapping[str, Tensor] | None = None, derived: Mapping[str, Derived] | None = None

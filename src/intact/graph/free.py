@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from intact.graph.ir import Graph
+from intact.graph.ir import Graph, Node
 from intact.types.dims import BATCH, Sizes, resolve_dim, symbols_of
 
 __all__ = ["Limits", "free_symbols", "limits_of", "resized", "sizes_near"]
@@ -50,6 +50,28 @@ def resized(graph: Graph, inputs: Mapping[str, Tensor], sizes: Sizes) -> dict[st
                 x = x.index_select(axis, torch.arange(size, device=x.device) % x.shape[axis])
         found[node.name] = x
     return found
+
+
+def first_samples(graph: Graph, inputs: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The inputs with at most so many samples, whichever of their axes counts them.
+
+    >>> from intact.graph.ir import Node
+    >>> graph = Graph((Node("h", "input", shape=(2, "batch")),), {"kind": "edge", "name": "h"})
+    >>> first_samples(graph, {"h": torch.tensor([[1, 2], [3, 4]])}, 1)["h"]
+    tensor([[1],
+            [3]])
+    """
+    found = {}
+    for node in graph.inputs:
+        x = inputs[node.name]
+        axis = sample_axis(node)
+        found[node.name] = x if axis is None else x.narrow(axis, 0, min(count, x.shape[axis]))
+    return found
+
+
+def sample_axis(node: Node) -> int | None:
+    """The axis that counts the samples; None if none does."""
+    return node.shape.index(BATCH) if BATCH in node.shape else None
 
 
 def sizes_near(sizes: Sizes, limits: Limits) -> Iterator[dict[str, int]]:

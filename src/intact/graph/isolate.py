@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from intact.errors import CaptureError
+from intact.graph.batch_axes import batch_of, with_samples
 from intact.graph.converter import Converter, Value, handler
 from intact.graph.dynamic import stretched, symbols_in
 from intact.graph.opaque import OpaqueCall, Recorded, describe
-from intact.graph.tree import first_tensor, leaves, map_leaves
+from intact.graph.tree import leaves, map_leaves
 from intact.types.dims import BATCH, Sizes, renamed, resolve_shape, symbols_of
 
 __all__ = ["CAPTURE_FAILURES", "capture_around", "failing_module"]
@@ -120,15 +121,16 @@ def capture_around(model: nn.Module, args: Args, kwargs: Kwargs, attempt: Attemp
     """
     if isinstance(failure, CaptureError) and failure.where is None:
         raise failure  # it is not in a module
-    first = first_tensor((args, kwargs))
-    size = 0 if first is None else int(first.shape[0])
-    few, few_kwargs = _resized((args, kwargs), size, min(size, _FEW))
+    given = (args, dict(kwargs))
+    few, few_kwargs = with_samples(given, axes, min(batch_of(given, axes), _FEW))
     try:
         return _around(model, args, kwargs, attempt, failure, few, few_kwargs, axes)
     except CaptureError as error:
         if error.what != _OWN:
             raise
         raise _packed(model, few, few_kwargs) or error from None
+    except CAPTURE_FAILURES:  # of the model: it takes no other number of samples on the axis that counts them
+        raise _packed(model, args, kwargs) or _own_forward(model, failure) from failure
 
 
 def _around(model: nn.Module, args: Args, kwargs: Kwargs, attempt: Attempt, failure: BaseException, few: Args,
@@ -228,29 +230,18 @@ def failing_module(model: nn.Module, args: Args, kwargs: Kwargs) -> str | None:
     return None
 
 
-def _resized(value: Any, size: int, other: int) -> Any:
-    """Tensors with as many samples as ``size`` cut to another number of them, or doubled."""
-    def cut(x: Any) -> Any:
-        if not isinstance(x, Tensor) or not x.ndim or x.shape[0] != size:
-            return x
-        return x[:other] if other <= size else torch.cat([x, x])
-
-    return map_leaves(value, cut)
-
-
 class _Watched:
     """The calls of all submodules with inputs of several sizes: what differs between them grows with the inputs."""
 
     def __init__(self, model: nn.Module, args: Args, kwargs: Kwargs, axes: Any) -> None:
-        first = first_tensor((args, kwargs))
-        size = 2 if first is None else int(first.shape[0])
+        size = batch_of((args, dict(kwargs)), axes) or 2
         self.model, other = model, 2 if size > 2 else 2 * size
-        free = symbols_in((args, kwargs), axes)
+        free = {name: n for name, n in symbols_in((args, kwargs), axes).items() if name != BATCH}
         self.points: list[Sizes] = []
         self.runs: list[dict[nn.Module, list[Recorded]]] = []
         for batch, step in ((size, 0), (other, 1), *([(size, 3)] if free else [])):
             more = {name: step * (i + 1) for i, name in enumerate(free)}
-            cut, cut_kwargs = stretched(_resized((args, dict(kwargs)), size, batch), axes, more)
+            cut, cut_kwargs = stretched(with_samples((args, dict(kwargs)), axes, batch), axes, more)
             self.points.append({BATCH: batch, **{name: free[name] + more[name] for name in free}})
             try:
                 self.runs.append(_record(model, cut, cut_kwargs, []))

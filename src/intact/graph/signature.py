@@ -26,11 +26,13 @@ class Signature:
     templates: tuple[Mapping[str, Any], ...]
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Input edge name to tensor.
+        """Input edge name to tensor. Positional inputs that are None stand for what was None in the capture.
 
         Raises:
             IntactError: if inputs are missing, unknown or of another structure.
         """
+        if len(args) > len(self.names):
+            args = [a for a in args if a is not None]
         if len(args) > len(self.names):
             raise IntactError("too many inputs", got=len(args), allowed=", ".join(self.names))
         given = dict(zip(self.names, args, strict=False))

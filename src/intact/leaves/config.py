@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from intact.errors import PlanError
 from intact.leaves.how import Dynamic, Float16, LeafHow, WeightOnly
 from intact.leaves.observer import Observer
@@ -50,7 +52,8 @@ def _scheme(value: object, where: str) -> Granularity:
     """Granularity of a scheme; whether it is affine or symmetric is not the user's to say."""
     if isinstance(value, PerTensor | PerChannel | PerGroup | PerToken):
         return value
-    name = str(value).removeprefix("torch.").removesuffix("_affine").removesuffix("_symmetric")
+    name = str(value).removeprefix("torch.").removesuffix("_float_qparams")
+    name = name.removesuffix("_affine").removesuffix("_symmetric")
     known: dict[str, Granularity] = {
         "per_tensor": PerTensor(), "per_channel": PerChannel(0), "per_token": PerToken()}
     if name not in known:
@@ -64,8 +67,10 @@ def _check_keys(config: Mapping[str, Any], allowed: tuple[str, ...], where: str)
     for key in config:
         if key not in allowed:
             near = difflib.get_close_matches(str(key), allowed, n=1, cutoff=0.3)
-            raise PlanError("unknown key of a configuration", where=where, got=key, allowed=", ".join(allowed),
-                            fix=f"did you mean {near[0]!r}?" if near else None)
+            fix = f"did you mean {near[0]!r}?" if near else None
+            if key in _WEIGHT_KEYS:
+                fix = "call intact.quantize_weights, or pass intact.leaves.WeightOnly(...) as the configuration"
+            raise PlanError("unknown key of a configuration", where=where, got=key, allowed=", ".join(allowed), fix=fix)
 
 
 def _part(value: Any, where: str) -> tuple[str | None, Granularity | None]:
@@ -94,6 +99,18 @@ def _check_dynamic(config: Mapping[str, Any], where: str) -> None:
                         fix="call intact.quantize(model, data), or leave 'dynamic' out")
 
 
+def _of_qconfig(config: Any, where: str, default: LeafHow) -> LeafHow | None:
+    """The encoding of a ``QConfig`` of torch's, whose two parts make observers."""
+    activation, weight = config.activation(), config.weight()
+    dtype, scheme = _dtype_name(weight.dtype), getattr(weight, "qscheme", None) or torch.per_channel_symmetric
+    if dtype in _HALF:
+        return Float16()
+    if _dtype_name(activation.dtype) in (*_HALF, *_FLOAT):
+        return WeightOnly(4 if "4" in dtype else 8, _scheme(scheme, where), symmetric="symmetric" in str(scheme))
+    read = {"dtype": activation.dtype, "qscheme": getattr(activation, "qscheme", None)}
+    return dynamic_how({"activation": read, "weight": {"dtype": dtype, "qscheme": scheme}}, where, default)
+
+
 def dynamic_how(config: Any, where: str, default: LeafHow) -> LeafHow | None:
     """The encoding of a configuration of ``quantize_dynamic``; None for float.
 
@@ -108,6 +125,8 @@ def dynamic_how(config: Any, where: str, default: LeafHow) -> LeafHow | None:
     if not isinstance(config, Mapping):
         if isinstance(config, str | QType) or type(config).__name__ == "dtype":
             return how_of_dtype(config, where)
+        if all(callable(getattr(config, part, None)) for part in ("activation", "weight")):
+            return _of_qconfig(config, where, default)
         raise PlanError("no such configuration", where=where, got=type(config).__name__,
                         allowed=f"None (float), a dtype, or a dict with {', '.join(_KEYS)}")
     _check_keys(config, _KEYS, where)

@@ -30,12 +30,6 @@ class _Table(Leaf):
 
     qweight: QWeight
 
-    @staticmethod
-    def refusal(module: nn.Module, how: LeafHow) -> str | None:
-        """A table that changes as it is read stays float."""
-        table = cast("nn.Embedding | nn.EmbeddingBag", module)
-        return "max_norm rescales the table as it is read" if table.max_norm is not None else None
-
     @property
     def weight(self) -> Tensor:
         """The table that the codes stand for, made anew."""

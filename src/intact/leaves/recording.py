@@ -14,27 +14,39 @@ from torch import Tensor
 from intact.leaves.how import how_to_json
 from intact.leaves.weight import QWeight
 
-__all__ = ["as_operations", "call", "operands", "recording"]
+__all__ = ["as_operations", "call", "operands", "recording", "tracing"]
 
 
 class _State(threading.local):
-    on = False
+    on: bool | None = None  # not said: where torch records operations
 
 
 _STATE = _State()
 
 
 def recording() -> bool:
-    """Whether leaves are to call the operations of :mod:`intact.leaves.operations`.
+    """Whether leaves are to call the operations of :mod:`intact.leaves.operations`: in ``torch.export``, ``jit.trace``.
 
     >>> recording()
     False
     """
-    return _STATE.on
+    on = _STATE.on
+    if on is not None:
+        return on
+    return torch.compiler.is_exporting() or bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]
+
+
+def tracing() -> bool:
+    """Whether ``torch.jit.trace`` is at work.
+
+    >>> tracing()
+    False
+    """
+    return bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]
 
 
 @contextmanager
-def as_operations(on: bool = True) -> Iterator[None]:
+def as_operations(on: bool | None = True) -> Iterator[None]:
     """Inside, leaves call operations that ``torch.export`` keeps: one node for each, with the codes as operands."""
     before, _STATE.on = _STATE.on, on
     try:

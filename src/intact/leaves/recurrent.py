@@ -18,7 +18,7 @@ from intact.errors import IntactError
 from intact.leaves.base import Leaf, MakeWeight, constant
 from intact.leaves.how import Dynamic, LeafHow, how_to_json
 from intact.leaves.product import product
-from intact.leaves.recording import operands, recording
+from intact.leaves.recording import operands, recording, tracing
 from intact.leaves.recurrent_core import (
     Inputs,
     Kind,
@@ -244,10 +244,13 @@ class QRecurrent(Leaf):
 
     def _recorded(self, x: Tensor, hx: Any) -> list[Tensor]:
         """One operation for it all."""
+        if tracing():
+            raise IntactError("torch.jit.trace cannot take a quantized recurrent layer", where=self.mode,
+                              fix="call torch.export.export, or intact.export for ONNX")
         gates = [cast(_Cell, cell).gates() for cell in self.cells]
         weights = [t for g in gates for t in (
             *operands(g.weight_ih), *operands(g.weight_hh), *operands(g.weight_hr), g.bias_ih, g.bias_hh)]
-        state = [] if hx is None else list(hx) if self.kind == "lstm" else [hx]
+        state = [] if hx is None else list(self._state(hx, x, x.shape[1], None))
         settings = {"how": how_to_json(self.how), "kind": self.kind, "ways": 2 if self.bidirectional else 1,
                     "hidden": self.hidden_size, "out": self.proj_size or self.hidden_size}
         found: list[Tensor] = torch.ops.intact.leaf_recurrent(x, state, weights, json.dumps(settings))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,20 +72,39 @@ def choose(
     entries = _entries(spec, default, parse, usual, modules)
     used: set[int] = set()
     chosen: dict[str, LeafHow] = {}
+    decided: dict[str, tuple[list[int], int]] = {}
     for name in leaves:
         path = [(p, modules[p]) for p in _ancestors(name)]
         hits = [(depth, i) for i, e in enumerate(entries) if (depth := e.depth(path)) is not None]
         used.update(i for _, i in hits)
-        how = entries[max(hits)[1]].how if hits else None
-        if how is not None:
-            chosen[name] = how
+        if hits:
+            decided[name] = [i for _, i in hits], max(hits)[1]
+            how = entries[max(hits)[1]].how
+            if how is not None:
+                chosen[name] = how
     if {e.key for e in entries} != usual:  # of the usual layers a model need not have all
         for i, entry in enumerate(entries):
             if i not in used:
-                raise _unmatched(entry, modules, leaves, can)
+                raise _unmatched(entry, modules, leaves, usual, can)
+        _refuse_beaten(entries, decided)
+        if not chosen:
+            raise PlanError("the specification leaves every layer in float", got=", ".join(map(str, entries)),
+                            fix="say what is quantized too: '*' stands for every layer, and what comes later wins")
     elif not chosen:
-        raise _nothing(modules)
+        raise _nothing(modules, usual, can)
     return chosen
+
+
+def _refuse_beaten(entries: Sequence[_Entry], decided: Mapping[str, tuple[list[int], int]]) -> None:
+    """Refuse a key that is always beaten by others, which say otherwise."""
+    winners = {winner for _, winner in decided.values()}
+    for name, (hits, winner) in decided.items():
+        for i in hits:
+            if i not in winners and entries[i].how != entries[winner].how:
+                raise PlanError("a key has no effect: narrower or later ones win everywhere", where=str(entries[i]),
+                                got=f"{entries[winner]} decides on {name!r}",
+                                fix="a name wins over a glob, that over a type, and of two alike the later one: "
+                                    "remove the key, or write it more narrowly or later")
 
 
 def _ancestors(name: str) -> list[str]:
@@ -133,15 +152,26 @@ def _name(key: object) -> str:
     return key.__name__ if isinstance(key, type) else str(key)
 
 
-def _nothing(modules: Mapping[str, nn.Module]) -> PlanError:
+def _own_forward(modules: Iterable[nn.Module], usual: Set[type[nn.Module]], can: Callable[[nn.Module], bool]
+                 ) -> str | None:
+    """What to do where subclasses of layers are not taken for the layers."""
+    kinds = sorted({type(m).__name__ for m in modules if not can(m) and isinstance(m, tuple(usual))})
+    return f"{', '.join(kinds[:4])}: a forward of its own need not be that of the layer; let it call a layer inside " \
+        "(self.inner = nn.Linear(...)) instead of being one" if kinds else None
+
+
+def _nothing(modules: Mapping[str, nn.Module], usual: Set[type[nn.Module]], can: Callable[[nn.Module], bool]
+             ) -> PlanError:
     if any(isinstance(m, Leaf) for m in modules.values()):
         return PlanError("the model is quantized already", fix="quantize the float model")
     there = sorted({type(m).__name__ for m in modules.values()})
-    return PlanError("the model has no layer to quantize", got=", ".join(there[:8]))
+    return PlanError("the model has no layer to quantize", got=", ".join(there[:8]),
+                     fix=_own_forward(modules.values(), usual, can))
 
 
 def _unmatched(
-    entry: _Entry, modules: Mapping[str, nn.Module], leaves: Sequence[str], can: Callable[[nn.Module], bool]
+    entry: _Entry, modules: Mapping[str, nn.Module], leaves: Sequence[str], usual: Set[type[nn.Module]],
+    can: Callable[[nn.Module], bool],
 ) -> PlanError:
     """What the user may have meant."""
     named = [n for n in modules if entry.depth([(n, modules[n])]) is not None]
@@ -152,7 +182,8 @@ def _unmatched(
         return PlanError("a key names a part of a layer", where=str(entry), fix="name the whole layer")
     if named:
         kinds = sorted({type(modules[n]).__name__ for n in named})
-        return PlanError("a key names nothing that can be quantized", where=str(entry), got=", ".join(kinds[:8]))
+        return PlanError("a key names nothing that can be quantized", where=str(entry), got=", ".join(kinds[:8]),
+                         fix=_own_forward([modules[n] for n in named], usual, can))
     if isinstance(entry.key, type):
         there = sorted({type(modules[n]).__name__ for n in leaves})
         near = difflib.get_close_matches(entry.key.__name__, there, n=3, cutoff=0.4)

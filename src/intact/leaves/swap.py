@@ -15,6 +15,7 @@ from intact.errors import PlanError
 from intact.leaves.base import Leaf, MakeWeight
 from intact.leaves.config import dynamic_how, how_of_dtype, weight_only_how
 from intact.leaves.how import Dynamic, LeafHow, PerGroupAtMost, WeightOnly
+from intact.leaves.plain import plain
 from intact.leaves.registry import EMBEDDINGS, USUAL, HuggingFaceConv1D, leaf_class
 from intact.leaves.spec import choose
 from intact.leaves.weight import QWeight, encode
@@ -124,7 +125,8 @@ def quantize_weights(
         weight = PerChannel(0) if group is None else PerGroup(1, group)
     default = WeightOnly(bits, weight, symmetric, refine, balance)
     chosen = choose(model, spec, default, lambda c, where: weight_only_how(c, where, default), USUAL, _can)
-    return swapped(model, {path: _fitting(model.get_submodule(path), how) for path, how in chosen.items()}, encode)
+    hows = {path: _fitting(plain(model.get_submodule(path)), how) for path, how in chosen.items()}
+    return swapped(model, hows, encode)
 
 
 def _fitting(module: nn.Module, how: LeafHow) -> LeafHow:
@@ -160,15 +162,17 @@ def swapped(model: nn.Module, chosen: Mapping[str, LeafHow], make: Encode) -> nn
         PlanError: if one of the modules cannot be such a leaf.
     """
     modules = dict(model.named_modules())
+    layers = {path: plain(modules[path]) for path in chosen}
     # a table of embeddings is not balanced: its rows are as they are, whatever they are multiplied with
-    tables = {_place(t) for p in chosen if isinstance(modules[p], EMBEDDINGS) for t in modules[p].parameters()}
+    tables = {_place(t) for layer in layers.values() if isinstance(layer, EMBEDDINGS) for t in layer.parameters()}
     tied: dict[tuple[Any, ...], tuple[Tensor, QWeight]] = {}
-    memo: dict[int, Any] = {}
+    # what a hook has made in a layer that stays float cannot be copied with its history
+    memo: dict[int, Any] = {id(v): v.detach().clone() for m in modules.values() for v in vars(m).values()
+                            if isinstance(v, Tensor) and not v.is_leaf}
     for path, how in chosen.items():
-        module = modules[path]
-        leaf = _leaf(module, how, path, _sharing(tied, tables, make, how, path))
-        leaf.train(module.training)
-        memo[id(module)] = leaf
+        leaf = _leaf(layers[path], how, path, _sharing(tied, tables, make, how, path))
+        leaf.train(layers[path].training)
+        memo[id(modules[path])] = leaf
     copied: nn.Module = copy.deepcopy(model, memo)  # what is in the memo is taken from there: no weight is copied
     _without_fast_path(copied)
     return copied
@@ -177,12 +181,21 @@ def swapped(model: nn.Module, chosen: Mapping[str, LeafHow], make: Encode) -> nn
 def _sharing(
     tied: dict[tuple[Any, ...], tuple[Tensor, QWeight]], tables: set[Any], make: Encode, how: LeafHow, path: str
 ) -> MakeWeight:
-    """Codes of a weight, made once for every tensor and encoding."""
+    """Codes of a weight, made once for every tensor and encoding.
+
+    Raises:
+        PlanError: if layers that share a weight ask for different codes.
+    """
 
     def of(weight: Tensor, name: str, *, product: bool = False) -> QWeight:
         product = product and _place(weight) not in tables
         key = (_place(weight), product, _weight_part(how))
         if key not in tied:
+            other = next((k[2] for k in tied if k[0] == key[0] and _codes_part(k[2]) != _codes_part(key[2])), None)
+            if other is not None:
+                raise PlanError("layers that share a weight have different encodings", where=path,
+                                got=f"{_codes_part(key[2])} and {_codes_part(other)}",
+                                fix="give them the same, or copy the weight of one (.clone()) so that they share none")
             # kept with the weight: the address of one that is gone could be that of another
             tied[key] = weight, make(weight, how, f"{path}.{name}" if path else name, product=product)
         return tied[key][1]
@@ -198,6 +211,11 @@ def _place(weight: Tensor) -> tuple[Any, ...]:
 def _weight_part(how: LeafHow) -> object:
     """What of an encoding the codes depend on."""
     return ("int8", how.weight, how.activation, how.balance) if isinstance(how, Dynamic) else how
+
+
+def _codes_part(part: Any) -> str:
+    """What of it the codes themselves depend on, in words."""
+    return f"int8 weights {part[1]}" if isinstance(part, tuple) else str(part)
 
 
 def _leaf(module: nn.Module, how: LeafHow, path: str, make: MakeWeight) -> Leaf:
@@ -222,7 +240,7 @@ def _refusal(module: nn.Module, how: LeafHow) -> str | None:
     if any(p.is_meta or isinstance(p, UninitializedParameter) for p in module.parameters()):
         return "its weights have no values yet: run the model once, or load them"
     if any(isinstance(v, Tensor) for m in module.modules() for v in vars(m).values()):
-        return "its weight is made anew at every call by a hook (weight_norm, spectral_norm, pruning): remove it first"
+        return "its weight is made anew at every call by a hook that is not known: remove it first"
     weights = [p for p in module.parameters(recurse=True) if p.ndim > 1]
     if any(p.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64) for p in weights):
         return "its weights are not real floating-point numbers"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from intact.graph.capture import capture, evaluation_mode, normalise_example
 from intact.graph.dynamic import differing_axes, first_free
 from intact.graph.outputs import plain_result
 from intact.graph.signature import check_inputs
-from intact.graph.tree import first_tensor, leaves, map_leaves
+from intact.graph.tree import leaves, map_leaves
 from intact.leaves import has_leaves
 from intact.leaves.base import Leaf
 from intact.leaves.recording import as_operations
 from intact.leaves.weight import QWeight
+from intact.types.dims import BATCH
 
 __all__ = ["export_leaves"]
 
@@ -134,27 +135,44 @@ def _refuse_unsupported(model: FloatModel) -> None:
 def _batches(model: nn.Module, captured: FloatModel, data: Any) -> list[Batch]:
     """The samples to compare on, and fewer of them, with what the user's module gives for them."""
     args, kwargs = normalise_example(data)
-    first = first_tensor((args, kwargs))
-    size = 1 if first is None or not first.ndim else int(first.shape[0])
+    shapes, size = _shapes(captured, args, kwargs)
     batches = []
-    for count in sorted({min(size, _SAMPLES), min(size, 3), 1}, reverse=True):
-        some, named = _cut(args, size, count), _cut(kwargs, size, count)
+    for count in sorted({min(size, _SAMPLES), min(size, 3), 1} if size else {0}, reverse=True):
+        some, named = _cut(args, shapes, count), _cut(kwargs, shapes, count)
         with evaluation_mode(model), torch.no_grad():
             found = [t for t in leaves(plain_result(model(*some, **named))) if isinstance(t, Tensor)]
         names = [name for name, _ in output_names(captured.graph)]
         if len(found) != len(names):
             raise ExportError("the captured model has other outputs than the module", got=f"{len(names)} tensors",
                               allowed=f"{len(found)} tensors")
-        inputs = captured.signature.bind(some, named)
+        inputs = _bound(captured, some, named)
         check_inputs(captured.graph, inputs)
         batches.append(Batch(inputs, dict(zip(names, found, strict=True))))
     return batches
 
 
-def _cut(value: Any, size: int, count: int) -> Any:
-    """The first samples of everything that has as many as the batch."""
+def _bound(captured: FloatModel, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Inputs by edge; arguments that are no tensors are part of what was captured."""
+    def tensors(x: Any) -> bool:
+        return any(isinstance(t, Tensor) for t in leaves(x))
+
+    return captured.signature.bind([a for a in args if tensors(a)], {k: v for k, v in kwargs.items() if tensors(v)})
+
+
+def _shapes(captured: FloatModel, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[int, Any], int]:
+    """What the axes of every tensor are, by its id; samples in the batch, 0 where their number is not free."""
+    inputs = _bound(captured, args, kwargs)
+    shapes = {id(x): captured.graph[name].shape for name, x in inputs.items()}
+    free = any(BATCH in shape for shape in shapes.values())
+    return shapes, check_inputs(captured.graph, inputs)[BATCH] if free else 0
+
+
+def _cut(value: Any, shapes: Mapping[int, Any], count: int) -> Any:
+    """The first samples of everything that has an axis of them; all where ``count`` is 0."""
     def cut(x: Any) -> Any:
-        return x[:count] if isinstance(x, Tensor) and x.ndim and x.shape[0] == size else x
+        for axis, dim in enumerate(shapes.get(id(x), ()) if count else ()):
+            x = x.narrow(axis, 0, count) if dim == BATCH else x
+        return x
 
     found = map_leaves(value, cut)
     return dict(found) if isinstance(value, Mapping) else found
