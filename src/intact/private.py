@@ -277,9 +277,22 @@ def _scale_rows(
     return y.mul_(step).add_(base)
 
 
+def _whole_product(h: Tensor, w: Tensor, scale: Tensor, sums: Tensor) -> Tensor:
+    """``h @ w`` with one scale and zero point for all of h, as ``tensor_range`` and ``quantize_tensor`` find codes."""
+    low, high = torch.aminmax(h)
+    low.clamp_(max=0.0)
+    step = high.clamp_(min=0.0).sub_(low).div_(255.0)
+    if float(step) == 0.0:
+        step.fill_(1.0)
+    zero = low.neg_().div_(step).round_().clamp_(0.0, 255.0)
+    codes = torch.div(h, step).round_().add_(zero).clamp_(0.0, 255.0).to(torch.int16).to(torch.uint8)
+    acc = torch._int_mm(codes, w).sub_(sums, alpha=int(zero))
+    return acc.to(torch.float32).mul_(scale * step)
+
+
 def lstm_steps(
     x: Tensor, h: Tensor, c: Tensor, wide: Tensor, scale: Tensor, offsets: Tensor, out: Tensor, reverse: bool,
-    few: FewRows | None,
+    few: FewRows | None, sums: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """All steps of an LSTM whose hidden state is quantized at every step, as ``step_of`` and ``product`` do them.
 
@@ -293,6 +306,8 @@ def lstm_steps(
         out: the hidden state after every step, (steps, rows, hidden), is written here.
         reverse: from the last step to the first.
         few: the weight from :func:`pack_few_rows`; None to do without.
+        sums: int32 (4 * hidden,), of the rows of the weight, for one scale of all numbers of a step (``wide`` has no
+            further columns then); None for one of each row.
     """
     steps, rows, size = out.shape[0], out.shape[1], out.shape[2]
     acc = torch.empty(rows, 4 * size, dtype=torch.int32)
@@ -305,15 +320,18 @@ def lstm_steps(
     xs, outs, least = x.unbind(0), out.unbind(0), torch.full((1,), 1e-8 / 255.0)
     for n in range(steps):
         s = steps - 1 - n if reverse else n
-        codes = torch.ops.quantized.embedding_bag_byte_prepack(h)
-        torch.add(step.set_(codes, at, [rows, 1], [at + 2, 1]), least, out=wider)
-        low.set_(codes, at + 1, [rows, 1], [at + 2, 1])
-        if few is None:
-            real.copy_(torch._int_mm(codes, w, out=acc)).mul_(scale)
+        if sums is not None:
+            torch.add(_whole_product(h, w, scale, sums), xs[s], out=base)
         else:
-            real = few_rows_matmul(codes.narrow(1, 0, size), few)
-        torch.addcmul(xs[s], low, offsets, out=base)
-        base.addcmul_(real, wider)
+            codes = torch.ops.quantized.embedding_bag_byte_prepack(h)
+            torch.add(step.set_(codes, at, [rows, 1], [at + 2, 1]), least, out=wider)
+            low.set_(codes, at + 1, [rows, 1], [at + 2, 1])
+            if few is None:
+                real.copy_(torch._int_mm(codes, w, out=acc)).mul_(scale)
+            else:
+                real = few_rows_matmul(codes.narrow(1, 0, size), few)
+            torch.addcmul(xs[s], low, offsets, out=base)
+            base.addcmul_(real, wider)
         torch.tanh(inner, out=new)
         base.sigmoid_()  # of one gate in vain: a call more would take longer
         c.mul_(f).addcmul_(i, new)
@@ -323,7 +341,7 @@ def lstm_steps(
 
 def gru_steps(
     x: Tensor, xn: Tensor, h: Tensor, wide: Tensor, scale: Tensor, offsets: Tensor, out: Tensor, reverse: bool,
-    few: FewRows | None,
+    few: FewRows | None, sums: Tensor | None,
 ) -> Tensor:
     """All steps of a GRU; the operands are those of :func:`lstm_steps`, but for three gates.
 
@@ -337,6 +355,7 @@ def gru_steps(
         out: the hidden states.
         reverse: the direction.
         few: the weight.
+        sums: of its rows.
     """
     steps, rows, size = out.shape[0], out.shape[1], out.shape[2]
     acc = torch.empty(rows, 3 * size, dtype=torch.int32)
@@ -346,15 +365,18 @@ def gru_steps(
     xs, ns, outs, least = x.unbind(0), xn.unbind(0), out.unbind(0), torch.full((1,), 1e-8 / 255.0)
     for n in range(steps):
         s = steps - 1 - n if reverse else n
-        codes = torch.ops.quantized.embedding_bag_byte_prepack(h)
-        torch.add(step.set_(codes, at, [rows, 1], [at + 2, 1]), least, out=wider)
-        low.set_(codes, at + 1, [rows, 1], [at + 2, 1])
-        if few is None:
-            real.copy_(torch._int_mm(codes, w, out=acc)).mul_(scale)
+        if sums is not None:
+            torch.add(_whole_product(h, w, scale, sums), xs[s], out=base)
         else:
-            real = few_rows_matmul(codes.narrow(1, 0, size), few)
-        torch.addcmul(xs[s], low, offsets, out=base)
-        base.addcmul_(real, wider)
+            codes = torch.ops.quantized.embedding_bag_byte_prepack(h)
+            torch.add(step.set_(codes, at, [rows, 1], [at + 2, 1]), least, out=wider)
+            low.set_(codes, at + 1, [rows, 1], [at + 2, 1])
+            if few is None:
+                real.copy_(torch._int_mm(codes, w, out=acc)).mul_(scale)
+            else:
+                real = few_rows_matmul(codes.narrow(1, 0, size), few)
+            torch.addcmul(xs[s], low, offsets, out=base)
+            base.addcmul_(real, wider)
         opened.sigmoid_()
         torch.addcmul(ns[s], r, inner, out=new)
         h = torch.lerp(new.tanh_(), h, z, out=outs[s])

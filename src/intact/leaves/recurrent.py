@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product as product_of
 from typing import Any, Self, cast
 
 import torch
@@ -33,7 +34,7 @@ from intact.leaves.recurrent_core import (
 )
 from intact.leaves.weight import QWeight
 from intact.private import compiled, gru_steps, lstm_steps
-from intact.types import PerGroup, PerToken
+from intact.types import PerGroup, PerTensor, PerToken
 
 __all__ = ["Gates", "QRecurrent", "QRecurrentCell", "run_layers"]
 
@@ -87,20 +88,24 @@ class Gates:
         """Whether all steps can be one function, which takes every hidden state to be finite."""
         how = self.weight_hh.how
         return (kind in ("lstm", "gru") and self.weight_hr is None and isinstance(how, Dynamic)
-                and isinstance(how.activation, PerToken) and not isinstance(how.weight, PerGroup)
+                and not isinstance(how.weight, PerGroup)
                 and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (*gates, *state))
                 and state[0].shape[0] > 0 and state[0].shape[1] % 4 == 0
                 and not torch.compiler.is_compiling() and loops_are_exact()
                 and math.isfinite(float(state[0].sum())))
 
     def _steps(self, kind: Kind, reverse: bool) -> Steps:
-        d = self.weight_hh.derived()
-        same = (d.wide, d.row_scale, d.offsets)
-        if kind == "gru":
-            return lambda x, state, out: (
-                compiled(gru_steps)(*x, state[0].contiguous(), *same, out, reverse, d.few_rows(out.shape[1])),)
-        return lambda x, state, out: compiled(lstm_steps)(
-            *x, state[0].contiguous(), state[1].contiguous(), *same, out, reverse, d.few_rows(out.shape[1]))
+        d, how = self.weight_hh.derived(), self.weight_hh.how
+        by_rows = isinstance(how, Dynamic) and isinstance(how.activation, PerToken)
+        same = (d.wide if by_rows else d.codes, d.row_scale, d.offsets)
+        run, sums = compiled(gru_steps if kind == "gru" else lstm_steps), None if by_rows else d.sums[:, 0]
+
+        def steps(x: Inputs, state: State, out: Tensor) -> State:
+            few = d.few_rows(out.shape[1]) if by_rows else None
+            found = run(*x, *(s.contiguous() for s in state), *same, out, reverse, few, sums)
+            return (found,) if kind == "gru" else found
+
+        return steps
 
     def step(self, kind: Kind) -> Step:
         """The state after a step."""
@@ -139,12 +144,12 @@ def run_layers(
 def loops_are_exact() -> bool:
     """Whether the functions of all steps run here and give the numbers of the single steps, bit for bit."""
     g = torch.Generator().manual_seed(0)
+    kinds: tuple[tuple[Kind, int, int], ...] = (("lstm", 4, 2), ("gru", 3, 1))
     for rows, size in ((1, 4), (3, 20), (16, 64), (5, 260), (30, 184)):
-        kinds: tuple[tuple[Kind, int, int], ...] = (("lstm", 4, 2), ("gru", 3, 1))
-        for kind, count, states in kinds:
+        for (kind, count, states), how in product_of(kinds, (Dynamic(), Dynamic(activation=PerTensor()))):
             n = count * size
             codes = torch.randint(-127, 128, (n, size), generator=g, dtype=torch.int8)
-            weight = QWeight(Dynamic(), (n, size), codes, torch.rand(n, generator=g) * 0.01)
+            weight = QWeight(how, (n, size), codes, torch.rand(n, generator=g) * 0.01)
             state = tuple(torch.randn(rows, size, generator=g) for _ in range(states))
             gates = Gates(weight, weight, None, None, None)
             x = inputs_of(kind, torch.randn(4 * rows, n, generator=g), torch.randn(n, generator=g))
