@@ -32,8 +32,9 @@ from intact.leaves.recurrent_core import (
     run_segments,
     step_of,
 )
+from intact.leaves.recurrent_steps import gru_steps, lstm_steps
 from intact.leaves.weight import QWeight
-from intact.private import compiled, gru_steps, lstm_steps
+from intact.private import compiled
 from intact.types import PerGroup, PerTensor, PerToken
 
 __all__ = ["Gates", "QRecurrent", "QRecurrentCell", "run_layers"]
