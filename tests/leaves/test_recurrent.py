@@ -111,11 +111,13 @@ def test_bad_sequences(x: torch.Tensor, hx: Any, words: str) -> None:
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize(("features", "size", "bias"), [(5, 8, True), (16, 36, False), (3, 64, True)])
+@pytest.mark.parametrize(("features", "size", "bias"), [(5, 8, True), (16, 36, False), (3, 64, True), (3, 192, True)])
+@pytest.mark.parametrize("spec", [None, {"activation": "per_tensor"}])
 def test_all_steps_at_once_give_the_numbers_of_single_steps(
-    monkeypatch: pytest.MonkeyPatch, kind: type[nn.Module], bidirectional: bool, features: int, size: int, bias: bool
+    monkeypatch: pytest.MonkeyPatch, kind: type[nn.Module], bidirectional: bool, features: int, size: int, bias: bool,
+    spec: Any,
 ) -> None:
-    q = intact.quantize_dynamic(kind(features, size, 2, bias=bias, bidirectional=bidirectional))
+    q = intact.quantize_dynamic(kind(features, size, 2, bias=bias, bidirectional=bidirectional), spec)
     x = torch.randn(7, 5, features)
     packed = pack_padded_sequence(x, [2, 7, 1, 7, 3], enforce_sorted=False)
     h0 = torch.randn(4 if bidirectional else 2, 5, size)
@@ -140,6 +142,14 @@ def test_the_fast_paths_give_the_numbers_of_the_reference(
     monkeypatch.setattr(product, "_fused_is_exact", lambda: False)
     monkeypatch.setattr(product, "packed_matmul_is_exact", lambda: False)
     assert all(map(torch.equal, fast, flat(q(x))))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_makes_all_so_that_shares_its_scale(kind: type[nn.Module], bad: float) -> None:
+    q, x = intact.quantize_dynamic(kind(4, 8), {"activation": "per_tensor"}), torch.randn(6, 2, 4)
+    x[3, 1, 2] = bad
+    assert not bool(torch.isfinite(q(x)[0]).any())
 
 
 def test_what_is_not_finite_stays_so_from_its_step_on() -> None:

@@ -14,11 +14,40 @@ from intact.private import FewRows, few_rows_matmul, int8_product, rows_and_rang
 __all__ = ["gru_steps", "lstm_steps"]
 
 
-def _whole_product(h: Tensor, w: Tensor, scale: Tensor, sums: Tensor, acc: Tensor) -> Tensor:
-    """``h @ w`` with one scale and zero point for all of h."""
-    step, zero = tensor_range(h)
-    int8_product(quantize_tensor(h, step, zero), w, acc)
-    return acc.sub_(sums, alpha=int(zero)).to(torch.float32).mul_(scale * step)
+_Room = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _room(rows: int, columns: int) -> _Room:
+    """What :func:`_add_product` writes to: sums, real numbers, ranges and lowest values of rows, steps; the least step.
+
+    Made once: fresh memory in every step would cost as much as an operation.
+    """
+    return (torch.empty(rows, columns, dtype=torch.int32), torch.empty(rows, columns), torch.empty(0), torch.empty(0),
+            torch.empty(rows, 1), torch.full((1,), 1e-8 / 255.0))
+
+
+def _add_product(
+    x: Tensor, h: Tensor, w: Tensor, scale: Tensor, offsets: Tensor, few: FewRows | None, sums: Tensor | None,
+    base: Tensor, room: _Room,
+) -> None:
+    """``base = x + h @ w``; the operands are those of :func:`lstm_steps`."""
+    acc, real, step, low, wider, least = room
+    if sums is not None:  # one scale and zero point for all of h
+        whole, zero = tensor_range(h)
+        int8_product(quantize_tensor(h, whole, zero), w, acc)
+        acc.sub_(sums, alpha=int(zero.nan_to_num()))
+        torch.add(real.copy_(acc).mul_(scale * whole), x, out=base)
+        return
+    codes, rows, at = rows_and_ranges(h), h.shape[0], h.shape[1] // 4
+    step.set_(codes, at, [rows, 1], [at + 2, 1])  # type: ignore[call-overload]
+    low.set_(codes, at + 1, [rows, 1], [at + 2, 1])  # type: ignore[call-overload]
+    torch.add(step, least, out=wider)
+    if few is None:
+        real.copy_(int8_product(codes, w, acc)).mul_(scale)
+    else:
+        real = few_rows_matmul(codes.narrow(1, 0, h.shape[1]), few)
+    torch.addcmul(x, low, offsets, out=base)
+    base.addcmul_(real, wider)
 
 
 def lstm_steps(
@@ -41,29 +70,15 @@ def lstm_steps(
             further columns then); None for one of each row.
     """
     steps, rows, size = out.shape[0], out.shape[1], out.shape[2]
-    acc = torch.empty(rows, 4 * size, dtype=torch.int32)
-    real, base = torch.empty(rows, 4 * size), torch.empty(rows, 4 * size)
+    base, room, w = torch.empty(rows, 4 * size), _room(rows, 4 * size), wide.t()
     i, f, _, o = base.split(size, 1)
     inner = base.narrow(1, 2 * size, size)
     new, t = torch.empty(rows, size), c.clone()
     c = c.clone()
-    step, low, wider, at, w = torch.empty(0), torch.empty(0), torch.empty(rows, 1), size // 4, wide.t()
-    xs, outs, least = x.unbind(0), out.unbind(0), torch.full((1,), 1e-8 / 255.0)
+    xs, outs = x.unbind(0), out.unbind(0)
     for n in range(steps):
         s = steps - 1 - n if reverse else n
-        if sums is not None:
-            torch.add(_whole_product(h, w, scale, sums, acc), xs[s], out=base)
-        else:
-            codes = rows_and_ranges(h)
-            step.set_(codes, at, [rows, 1], [at + 2, 1])  # type: ignore[call-overload]
-            low.set_(codes, at + 1, [rows, 1], [at + 2, 1])  # type: ignore[call-overload]
-            torch.add(step, least, out=wider)
-            if few is None:
-                real.copy_(int8_product(codes, w, acc)).mul_(scale)
-            else:
-                real = few_rows_matmul(codes.narrow(1, 0, size), few)
-            torch.addcmul(xs[s], low, offsets, out=base)
-            base.addcmul_(real, wider)
+        _add_product(xs[s], h, w, scale, offsets, few, sums, base, room)
         torch.tanh(inner, out=new)
         base.sigmoid_()  # of one gate in vain: a call more would take longer
         c.mul_(f).addcmul_(i, new)
@@ -90,26 +105,12 @@ def gru_steps(
         sums: of its rows.
     """
     steps, rows, size = out.shape[0], out.shape[1], out.shape[2]
-    acc = torch.empty(rows, 3 * size, dtype=torch.int32)
-    real, base, new = torch.empty(rows, 3 * size), torch.empty(rows, 3 * size), torch.empty(rows, size)
+    base, room, w = torch.empty(rows, 3 * size), _room(rows, 3 * size), wide.t()
     (r, z, inner), opened = base.split(size, 1), base.narrow(1, 0, 2 * size)
-    step, low, wider, at, w = torch.empty(0), torch.empty(0), torch.empty(rows, 1), size // 4, wide.t()
-    xs, ns, outs, least = x.unbind(0), xn.unbind(0), out.unbind(0), torch.full((1,), 1e-8 / 255.0)
+    xs, ns, outs, new = x.unbind(0), xn.unbind(0), out.unbind(0), torch.empty(rows, size)
     for n in range(steps):
         s = steps - 1 - n if reverse else n
-        if sums is not None:
-            torch.add(_whole_product(h, w, scale, sums, acc), xs[s], out=base)
-        else:
-            codes = rows_and_ranges(h)
-            step.set_(codes, at, [rows, 1], [at + 2, 1])  # type: ignore[call-overload]
-            low.set_(codes, at + 1, [rows, 1], [at + 2, 1])  # type: ignore[call-overload]
-            torch.add(step, least, out=wider)
-            if few is None:
-                real.copy_(int8_product(codes, w, acc)).mul_(scale)
-            else:
-                real = few_rows_matmul(codes.narrow(1, 0, size), few)
-            torch.addcmul(xs[s], low, offsets, out=base)
-            base.addcmul_(real, wider)
+        _add_product(xs[s], h, w, scale, offsets, few, sums, base, room)
         opened.sigmoid_()
         torch.addcmul(ns[s], r, inner, out=new)
         h = torch.lerp(new.tanh_(), h, z, out=outs[s])
