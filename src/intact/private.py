@@ -14,6 +14,8 @@
 * ``torch._convert_weight_to_int4pack_for_cpu`` and ``_weight_int4pack_mm_for_cpu``: products of bfloat16 with 4-bit
   codes, which read an eighth of the memory. Used only where :func:`intact.proven.four_bits_are_exact` has found the
   weights equal.
+* ``torch._C._functorch.is_functorch_wrapped_tensor``: in ``torch.func.vmap`` such kernels are not called, as they know
+  nothing of it.
 * ``torch.ops.quantized.embedding_bag_byte_prepack``: fbgemm's row-wise codes in one pass over memory; torch has no
   other kernel that finds the range of every row and rounds to it. Its operands are plain tensors. Used only where
   :func:`intact.arithmetic.quantize_rows` has found its results equal to those of torch's elementwise operations.
@@ -40,8 +42,8 @@ import torch
 from torch import Tensor
 
 __all__ = ["ROW_MARGIN", "FewRows", "causal_only_where_said", "compiled", "few_rows_matmul", "fingerprint",
-           "four_bit_matmul", "fused_rows", "int8_matmul", "int8_product", "pack_few_rows", "pack_four_bits",
-           "pack_matrix", "packed_matmul", "rows_and_ranges", "rows_times_weight", "tensors_of"]
+           "four_bit_matmul", "fused_rows", "int8_matmul", "int8_product", "is_transformed", "pack_few_rows",
+           "pack_four_bits", "pack_matrix", "packed_matmul", "rows_and_ranges", "rows_times_weight", "tensors_of"]
 
 ROW_MARGIN = 8  #: columns behind the codes of :func:`fused_rows`: two float32 numbers
 if TYPE_CHECKING:
@@ -117,6 +119,11 @@ def _fast_is_exact(dtype: torch.dtype) -> bool:
             if not torch.equal(fast, a.to(torch.int32) @ b.to(torch.int32)):
                 return False
     return True
+
+
+def is_transformed(x: Tensor) -> bool:
+    """Whether a transformation of ``torch.func`` is at work on a tensor."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
 def int8_product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:

@@ -46,3 +46,25 @@ def test_gradients_flow_to_inputs_and_biases(make: object) -> None:
     assert x.grad is not None and torch.allclose(x.grad, q[0].weight.sum(0).expand(3, 32), atol=1e-5)
     with torch.no_grad():
         assert torch.allclose(q(x), torch.nn.functional.linear(x, q[0].weight, q[0].bias), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script.:DeprecationWarning")  # torch.func.jvp calls it
+@pytest.mark.parametrize("spec", [4, 8, "float16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_transforms_of_functions_go_through(spec: int | str, dtype: torch.dtype) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(64, 32)).to(dtype)
+    q = intact.quantize_dynamic(net, dtype=torch.float16) if spec == "float16" else intact.quantize_weights(
+        net, {torch.nn.Linear: spec})
+    x = torch.randn(5, 64).to(dtype)
+
+    def real(v: torch.Tensor) -> torch.Tensor:
+        w = q[0].qweight
+        return torch.nn.functional.linear(w.balanced(v).float(), w.without_columns(), q[0].bias.float()).to(dtype)
+
+    near = 1e-5 if dtype == torch.float32 else 2.0**-6  # the order of sums, or two roundings to bfloat16
+    for found, wanted in (
+        (torch.func.vmap(q)(x), real(x)),
+        tuple(torch.func.jvp(f, (x,), (x,))[1] for f in (q, real)),
+        tuple(torch.func.grad(lambda v, f=f: f(v).sum())(x) for f in (q, real)),
+    ):
+        torch.testing.assert_close(found, wanted, rtol=near, atol=near)

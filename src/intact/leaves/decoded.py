@@ -1,4 +1,7 @@
-"""The product with a weight that is made real part by part, so that no part leaves a core's cache."""
+"""The product with a weight that is made real part by part, so that no part leaves a core's cache.
+
+Nothing is written to what depends on the input: ``torch.func.vmap`` and forward-mode differentiation go through.
+"""
 
 from __future__ import annotations
 
@@ -50,8 +53,8 @@ def decoded_product(x: Tensor, weight: QWeight) -> Tensor:
             origin = torch.full((count, groups), 8.0) if zero is None else zero.to(torch.float32).reshape(-1, groups)
             if factor is not None:
                 origin = origin * factor
-            y.addmm_(x.reshape(len(x), groups, -1).sum(2), origin.expand(count, groups).t(), alpha=-1.0)
-        return y if scale is None or groups > 1 else y.mul_(scale.to(torch.float32).reshape(-1))
+            y = y.addmm(x.reshape(len(x), groups, -1).sum(2), origin.expand(count, groups).t(), alpha=-1.0)
+        return y if scale is None or groups > 1 else y * scale.to(torch.float32).reshape(-1)
 
 
 def _four_bits(x: Tensor, codes: Tensor, scale: Tensor | None, rows: int) -> Tensor:
@@ -70,7 +73,7 @@ def _four_bits(x: Tensor, codes: Tensor, scale: Tensor | None, rows: int) -> Ten
         odd = torch.nn.functional.pad(odd, [0, 1])
     sides = torch.cat([x[:, 0::2], odd], 1)
     steps = torch.empty(rows, 2, half, dtype=torch.int8)
-    real, y = torch.empty(rows, 2, half), torch.empty(x.shape[0], count)
+    real, products = torch.empty(rows, 2, half), [sides]
     for begin in range(0, count, rows):
         size = min(rows, count - begin)
         part, some, numbers = codes.narrow(0, begin, size), steps.narrow(0, 0, size), real.narrow(0, 0, size)
@@ -82,8 +85,8 @@ def _four_bits(x: Tensor, codes: Tensor, scale: Tensor | None, rows: int) -> Ten
         if scale is not None:
             numbers.view(size, 2, groups, half // groups).mul_(
                 scale.narrow(0, begin, size).reshape(size, 1, groups, 1))
-        torch.mm(sides, numbers.view(size, 2 * half).t(), out=y.narrow(1, begin, size))
-    return y
+        products.append(torch.mm(sides, numbers.view(size, 2 * half).t()))
+    return torch.cat(products[1:], 1)
 
 
 def _plain(x: Tensor, codes: Tensor, scale: Tensor | None, rows: int) -> Tensor:
@@ -96,7 +99,7 @@ def _plain(x: Tensor, codes: Tensor, scale: Tensor | None, rows: int) -> Tensor:
         rows: of the weight at a time.
     """
     count, columns = codes.shape[0], codes.shape[1]
-    real, y = torch.empty(rows, columns), torch.empty(x.shape[0], count)
+    real, products = torch.empty(rows, columns), [x]
     for begin in range(0, count, rows):
         size = min(rows, count - begin)
         numbers = real.narrow(0, 0, size)
@@ -104,5 +107,5 @@ def _plain(x: Tensor, codes: Tensor, scale: Tensor | None, rows: int) -> Tensor:
         if scale is not None:
             groups = scale.shape[1]
             numbers.view(size, groups, columns // groups).mul_(scale.narrow(0, begin, size).reshape(size, groups, 1))
-        torch.mm(x, numbers.t(), out=y.narrow(1, begin, size))
-    return y
+        products.append(torch.mm(x, numbers.t()))
+    return torch.cat(products[1:], 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from intact.leaves.group_codes import unpack
 from intact.leaves.how import WeightOnly
 from intact.leaves.weight import QWeight
-from intact.private import four_bit_matmul, pack_four_bits
+from intact.private import four_bit_matmul, is_transformed, pack_four_bits
 from intact.proven import four_bits_are_exact
 
 __all__ = ["four_bit_product"]
@@ -57,7 +57,7 @@ def four_bit_product(x: Tensor, weight: QWeight) -> Tensor | None:
     if (x.dtype != torch.bfloat16 or not isinstance(how, WeightOnly) or how.bits != 4 or scale is None
             or scale.ndim < 2 or scale.dtype != torch.bfloat16 or not 0 < len(x) <= _MOST
             or x.device.type != "cpu" or weight.codes.device.type != "cpu" or torch.compiler.is_compiling()
-            or (torch.is_grad_enabled() and x.requires_grad)):
+            or (torch.is_grad_enabled() and x.requires_grad) or is_transformed(x)):
         return None
     size = weight.shape[1] // scale.shape[1]
     if size not in _SIZES or weight.shape[0] % 16 or not four_bits_are_exact():
@@ -69,9 +69,12 @@ def four_bit_product(x: Tensor, weight: QWeight) -> Tensor | None:
         exact = weight.balanced(x)
         first = exact.to(torch.bfloat16)
         parts = torch.cat([first, (exact - first).to(torch.bfloat16)]) if weight.has_columns() else first
-        y = four_bit_matmul(parts.contiguous(), packed.codes, size, packed.scales).to(torch.float32)
+        try:
+            y = four_bit_matmul(parts.contiguous(), packed.codes, size, packed.scales).to(torch.float32)
+        except NotImplementedError:  # forward-mode differentiation by hand, which the kernel does not know
+            return None
         if weight.has_columns():
             y = y[: len(x)] + y[len(x):]
         if packed.rest is not None:
-            y.addmm_(exact.to(torch.float32).reshape(len(x), -1, size).sum(2), packed.rest)
+            y = y.addmm(exact.to(torch.float32).reshape(len(x), -1, size).sum(2), packed.rest)
         return y
